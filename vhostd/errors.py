@@ -9,6 +9,7 @@ description")`. The reader of each type:
     GuestMemoryError       the guest or front-end: an address outside the memory that was shared
     BackendError           the host: a disk, a tap, a kernel that failed; keeps the OSError
     ControlError           the operator's client: carries the QMP error class
+    DeviceError            the back-end that driver/ drives: it broke a rule a driver may rely on
 """
 
 
@@ -50,3 +51,19 @@ class ControlError(VhostdError):
     def __init__(self, message: str, qmp_class: str = "GenericError") -> None:
         super().__init__(message)
         self.qmp_class = qmp_class
+
+
+class DeviceError(VhostdError):
+    """The back-end under test broke a rule of either document; the message names the rule."""
+
+
+class DeviceTimeout(DeviceError):  # noqa: N818 - as TimeoutError reads
+    """The back-end did not answer in time. What it was given is still its own: no buffer may be used again."""
+
+
+class DeviceGone(DeviceError):  # noqa: N818
+    """The back-end closed the connection."""
+
+
+class RingError(DeviceError):
+    """The back-end signalled the error eventfd of a ring (vhost-user, "Ring states")."""
