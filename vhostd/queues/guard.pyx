@@ -1,0 +1,110 @@
+"""Survive the truncation of guest memory: SIGBUS inside a guarded range becomes zero pages and a flag.
+
+A front-end can cut the file behind a region short at any time; the next touch of a vanished page is a SIGBUS in
+whatever thread touches it. The handler looks the address up in a table of mapped regions, lays anonymous zero pages
+over the rest of that region and raises the region's flag, which a worker looks at before it publishes anything. Any
+other SIGBUS goes to whom it belonged before.
+"""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint32_t
+
+cdef extern from * nogil:
+    """
+    #include <errno.h>
+    #include <signal.h>
+    #include <stdint.h>
+    #include <string.h>
+    #include <sys/mman.h>
+    #include <unistd.h>
+
+    /* 509 memory slots, twice over while a new table replaces an old one, and room for a second device. */
+    #define GUARD_SLOTS 2048
+
+    typedef struct {
+        uintptr_t start;  /* written last when a slot is taken, first when it is given back */
+        uintptr_t end;
+        uint32_t *flag;
+    } guard_slot_t;
+
+    static guard_slot_t guard_slots[GUARD_SLOTS];
+    static struct sigaction guard_previous;
+    static uintptr_t guard_page_mask;
+    static int guard_installed;
+
+    /* Async-signal-safe: reads the table with atomic loads, calls mmap and sigaction only. */
+    static void guard_handler(int sig, siginfo_t *info, void *context)
+    {
+        int saved_errno = errno;
+        uintptr_t at = (uintptr_t)info->si_addr;
+        for (int i = 0; i < GUARD_SLOTS; i++) {
+            guard_slot_t *slot = &guard_slots[i];
+            /* acquire: pairs with the release in guard_add_impl, so end and flag belong to this start */
+            uintptr_t start = __atomic_load_n(&slot->start, __ATOMIC_ACQUIRE);
+            if (start == 0 || at < start || at >= slot->end)
+                continue;
+            uintptr_t page = at & guard_page_mask;
+            void *got = mmap((void *)page, slot->end - page, PROT_READ | PROT_WRITE,
+                             MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+            if (got == MAP_FAILED)
+                break;
+            __atomic_store_n(slot->flag, 1, __ATOMIC_RELEASE);
+            errno = saved_errno;
+            return;
+        }
+        /* Not ours: give it back, and let the faulting instruction run into it again. */
+        sigaction(SIGBUS, &guard_previous, NULL);
+        errno = saved_errno;
+        (void)sig;
+        (void)context;
+    }
+
+    static int guard_install(void)
+    {
+        struct sigaction action;
+        if (guard_installed)
+            return 0;
+        guard_page_mask = ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
+        memset(&action, 0, sizeof(action));
+        action.sa_sigaction = guard_handler;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER;
+        sigemptyset(&action.sa_mask);
+        if (sigaction(SIGBUS, &action, &guard_previous) < 0)
+            return -1;
+        guard_installed = 1;
+        return 0;
+    }
+
+    static int guard_add_impl(void *start, size_t length, uint32_t *flag)
+    {
+        if (guard_install() < 0)
+            return -1;
+        for (int i = 0; i < GUARD_SLOTS; i++) {
+            guard_slot_t *slot = &guard_slots[i];
+            if (slot->start != 0)
+                continue;
+            slot->end = (uintptr_t)start + length;
+            slot->flag = flag;
+            /* release: pairs with the acquire in guard_handler */
+            __atomic_store_n(&slot->start, (uintptr_t)start, __ATOMIC_RELEASE);
+            return i;
+        }
+        return -1;
+    }
+
+    static void guard_remove_impl(int i)
+    {
+        if (i >= 0 && i < GUARD_SLOTS)
+            __atomic_store_n(&guard_slots[i].start, 0, __ATOMIC_RELEASE);
+    }
+    """
+    int guard_add_impl(void *start, size_t length, uint32_t *flag)
+    void guard_remove_impl(int slot)
+
+
+cdef int guard_add(void *start, size_t length, uint32_t *flag) noexcept nogil:
+    return guard_add_impl(start, length, flag)
+
+
+cdef void guard_remove(int slot) noexcept nogil:
+    guard_remove_impl(slot)

@@ -1,0 +1,16 @@
+"""A worker: one thread that waits, calls, reaps. The GIL stays outside from `run` to its end."""
+
+from typing import final
+
+from vhostd.uring.ring import Ring
+from vhostd.workers.mailbox import Mail, Mailbox
+
+@final
+class Loop:
+    mailbox: Mailbox
+    ring: Ring | None
+    def __init__(self, ring: Ring | None, poll_ns: int) -> None: ...
+    def run(self) -> None: ...
+    def quit_mail(self) -> Mail: ...
+    def counters(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
