@@ -17,7 +17,7 @@ MAYBE_FD = range(2)
 NOTHING = ProtocolFeature(0)
 
 
-class Reply(enum.Enum):
+class ReplyKind(enum.Enum):
     """What the receiver of a request sends back."""
 
     VALUE = "its own reply, asked for or not"
@@ -36,7 +36,7 @@ class Rule:
 
     payload: type[m.Message] = m.Empty
     fds: range = NO_FDS
-    reply: Reply = Reply.ACK
+    reply: ReplyKind = ReplyKind.ACK
     answer: type[m.Message] = m.U64
     answer_fds: range = NO_FDS
     needs: ProtocolFeature = NOTHING
@@ -49,23 +49,23 @@ _F = ProtocolFeature
 _R = FrontendRequest
 
 RULES: dict[FrontendRequest, Rule] = {
-    _R.GET_FEATURES: Rule(reply=Reply.VALUE),
+    _R.GET_FEATURES: Rule(reply=ReplyKind.VALUE),
     _R.SET_FEATURES: Rule(m.U64),
     _R.SET_OWNER: Rule(),
     _R.RESET_OWNER: Rule(),
     _R.SET_MEM_TABLE: Rule(m.MemTable, fds=range(MEM_REGIONS_MAX + 1)),
-    _R.SET_LOG_BASE: Rule(m.Log, MAYBE_FD, Reply.VALUE_WITH_FEATURE, needs=_F.LOG_SHMFD, older=m.U64, served=False),
+    _R.SET_LOG_BASE: Rule(m.Log, MAYBE_FD, ReplyKind.VALUE_WITH_FEATURE, needs=_F.LOG_SHMFD, older=m.U64, served=False),
     _R.SET_LOG_FD: Rule(fds=ONE_FD, served=False),
     _R.SET_VRING_NUM: Rule(m.VringState),
     _R.SET_VRING_ADDR: Rule(m.VringAddr),
     _R.SET_VRING_BASE: Rule(m.VringState),
-    _R.GET_VRING_BASE: Rule(m.VringState, reply=Reply.VALUE, answer=m.VringState),
+    _R.GET_VRING_BASE: Rule(m.VringState, reply=ReplyKind.VALUE, answer=m.VringState),
     _R.SET_VRING_KICK: Rule(m.VringFd, fds=MAYBE_FD),
     _R.SET_VRING_CALL: Rule(m.VringFd, fds=MAYBE_FD),
     _R.SET_VRING_ERR: Rule(m.VringFd, fds=MAYBE_FD),
-    _R.GET_PROTOCOL_FEATURES: Rule(reply=Reply.VALUE),
+    _R.GET_PROTOCOL_FEATURES: Rule(reply=ReplyKind.VALUE),
     _R.SET_PROTOCOL_FEATURES: Rule(m.U64),
-    _R.GET_QUEUE_NUM: Rule(reply=Reply.VALUE, needs=_F.MQ, offered=True),
+    _R.GET_QUEUE_NUM: Rule(reply=ReplyKind.VALUE, needs=_F.MQ, offered=True),
     _R.SET_VRING_ENABLE: Rule(m.VringState),
     _R.SEND_RARP: Rule(m.U64, needs=_F.RARP, offered=True),
     _R.NET_SET_MTU: Rule(m.U64, needs=_F.NET_MTU, offered=True),
@@ -73,33 +73,42 @@ RULES: dict[FrontendRequest, Rule] = {
     # IOTLB_MSG hangs on a virtio feature, ACCESS_PLATFORM. Its sender awaits the u64 only after need_reply.
     _R.IOTLB_MSG: Rule(m.Iotlb, served=False),
     _R.SET_VRING_ENDIAN: Rule(m.VringState, needs=_F.CROSS_ENDIAN, served=False),
-    _R.GET_CONFIG: Rule(m.Config, reply=Reply.VALUE, answer=m.Config, needs=_F.CONFIG),
+    _R.GET_CONFIG: Rule(m.Config, reply=ReplyKind.VALUE, answer=m.Config, needs=_F.CONFIG),
     _R.SET_CONFIG: Rule(m.Config, needs=_F.CONFIG),
-    _R.CREATE_CRYPTO_SESSION: Rule(m.Opaque, reply=Reply.VALUE, answer=m.Opaque, needs=_F.CRYPTO_SESSION, served=False),
+    _R.CREATE_CRYPTO_SESSION: Rule(
+        m.Opaque, reply=ReplyKind.VALUE, answer=m.Opaque, needs=_F.CRYPTO_SESSION, served=False
+    ),
     _R.CLOSE_CRYPTO_SESSION: Rule(m.U64, needs=_F.CRYPTO_SESSION, served=False),
-    _R.POSTCOPY_ADVISE: Rule(reply=Reply.VALUE, answer=m.Empty, answer_fds=MAYBE_FD, needs=_F.PAGEFAULT, served=False),
+    _R.POSTCOPY_ADVISE: Rule(
+        reply=ReplyKind.VALUE, answer=m.Empty, answer_fds=MAYBE_FD, needs=_F.PAGEFAULT, served=False
+    ),
     _R.POSTCOPY_LISTEN: Rule(needs=_F.PAGEFAULT, served=False),
-    _R.POSTCOPY_END: Rule(reply=Reply.VALUE, needs=_F.PAGEFAULT, served=False),
+    _R.POSTCOPY_END: Rule(reply=ReplyKind.VALUE, needs=_F.PAGEFAULT, served=False),
     _R.GET_INFLIGHT_FD: Rule(
-        m.Inflight, reply=Reply.VALUE, answer=m.Inflight, answer_fds=MAYBE_FD, needs=_F.INFLIGHT_SHMFD, served=False
+        m.Inflight, reply=ReplyKind.VALUE, answer=m.Inflight, answer_fds=MAYBE_FD, needs=_F.INFLIGHT_SHMFD, served=False
     ),
     _R.SET_INFLIGHT_FD: Rule(m.Inflight, fds=ONE_FD, needs=_F.INFLIGHT_SHMFD, served=False),
     _R.GPU_SET_SOCKET: Rule(fds=ONE_FD, served=False),
     _R.RESET_DEVICE: Rule(needs=_F.RESET_DEVICE, offered=True),
     _R.VRING_KICK: Rule(m.VringState, needs=_F.INBAND_NOTIFICATIONS, served=False),
-    _R.GET_MAX_MEM_SLOTS: Rule(reply=Reply.VALUE, needs=_F.CONFIGURE_MEM_SLOTS),
+    _R.GET_MAX_MEM_SLOTS: Rule(reply=ReplyKind.VALUE, needs=_F.CONFIGURE_MEM_SLOTS),
     _R.ADD_MEM_REG: Rule(m.SingleRegion, fds=MAYBE_FD, needs=_F.CONFIGURE_MEM_SLOTS),
     _R.REM_MEM_REG: Rule(m.SingleRegion, fds=MAYBE_FD, needs=_F.CONFIGURE_MEM_SLOTS),
     _R.SET_STATUS: Rule(m.U64, needs=_F.STATUS),
-    _R.GET_STATUS: Rule(reply=Reply.VALUE, needs=_F.STATUS),
+    _R.GET_STATUS: Rule(reply=ReplyKind.VALUE, needs=_F.STATUS),
     _R.GET_SHARED_OBJECT: Rule(
-        m.SharedObject, reply=Reply.VALUE, answer=m.Opaque, answer_fds=MAYBE_FD, needs=_F.SHARED_OBJECT, served=False
+        m.SharedObject,
+        reply=ReplyKind.VALUE,
+        answer=m.Opaque,
+        answer_fds=MAYBE_FD,
+        needs=_F.SHARED_OBJECT,
+        served=False,
     ),
     _R.SET_DEVICE_STATE_FD: Rule(
-        m.DeviceStateTransfer, ONE_FD, Reply.VALUE, answer_fds=MAYBE_FD, needs=_F.DEVICE_STATE, served=False
+        m.DeviceStateTransfer, ONE_FD, ReplyKind.VALUE, answer_fds=MAYBE_FD, needs=_F.DEVICE_STATE, served=False
     ),
-    _R.CHECK_DEVICE_STATE: Rule(reply=Reply.VALUE, needs=_F.DEVICE_STATE, served=False),
-    _R.GET_SHMEM_CONFIG: Rule(reply=Reply.VALUE, answer=m.ShmemConfig, needs=_F.SHMEM_MAP, served=False),
+    _R.CHECK_DEVICE_STATE: Rule(reply=ReplyKind.VALUE, needs=_F.DEVICE_STATE, served=False),
+    _R.GET_SHMEM_CONFIG: Rule(reply=ReplyKind.VALUE, answer=m.ShmemConfig, needs=_F.SHMEM_MAP, served=False),
 }
 
 _B = BackendRequest
@@ -112,7 +121,7 @@ BACKEND_RULES: dict[BackendRequest, Rule] = {
     _B.VRING_ERR: Rule(m.VringState, needs=_F.INBAND_NOTIFICATIONS),
     _B.SHARED_OBJECT_ADD: Rule(m.SharedObject, needs=_F.SHARED_OBJECT),
     _B.SHARED_OBJECT_REMOVE: Rule(m.SharedObject, needs=_F.SHARED_OBJECT),
-    _B.SHARED_OBJECT_LOOKUP: Rule(m.SharedObject, reply=Reply.VALUE, answer_fds=MAYBE_FD, needs=_F.SHARED_OBJECT),
+    _B.SHARED_OBJECT_LOOKUP: Rule(m.SharedObject, reply=ReplyKind.VALUE, answer_fds=MAYBE_FD, needs=_F.SHARED_OBJECT),
     _B.SHMEM_MAP: Rule(m.ShmemMap, fds=ONE_FD, needs=_F.SHMEM_MAP),
     _B.SHMEM_UNMAP: Rule(m.ShmemMap, needs=_F.SHMEM_MAP),
 }

@@ -6,8 +6,8 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.reference_device import ReferenceDevice, need_event
 
+from tests.support.reference_device import ReferenceDevice, need_event
 from vhostd.driver.arena import Arena, Region
 from vhostd.driver.layout import legacy_layout
 from vhostd.driver.virtqueue import Virtqueue
@@ -295,7 +295,7 @@ def test_any_traffic_comes_back_as_it_went(data):
                 readable, writable = data.draw(buffers), data.draw(buffers)
                 indirect = data.draw(st.booleans())
                 need = 1 if indirect else len(readable) + len(writable)
-                if 0 < len(readable) + len(writable) and need <= queue.free:
+                if len(readable) + len(writable) > 0 and need <= queue.free:
                     head = queue.add(readable, writable, token=token, indirect=indirect)
                     assert head not in flying
                     flying[head] = (readable, writable, token)
