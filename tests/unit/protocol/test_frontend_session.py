@@ -19,7 +19,7 @@ from .peer import REGION, null_fds
 
 SAMPLES = {
     m.Empty: m.Empty(),
-    m.U64: m.U64(P.REPLY_ACK),
+    m.U64: m.U64(P.REPLY_ACK),  # which SET_PROTOCOL_FEATURES then sets
     m.VringState: m.VringState(1, 0),
     m.VringAddr: m.VringAddr(0, 0, 0, 0, 0, 0),
     m.VringFd: m.VringFd(0, no_fd=True),
@@ -69,7 +69,7 @@ def test_each_request_goes_out_and_its_reply_comes_in(request_):
     assert front.awaited == 0
 
 
-@pytest.mark.parametrize("request_", RULES, ids=lambda r: r.name)
+@pytest.mark.parametrize("request_", sorted(set(RULES) - {R.SET_PROTOCOL_FEATURES}), ids=lambda r: r.name)
 def test_without_reply_ack_only_own_replies_are_awaited(request_):
     """REPLY_ACK not negotiated: nothing is awaited but a request's own reply, need_reply or not."""
     rule = RULES[request_]
