@@ -58,8 +58,8 @@ class Offer:
     config_len: int = 0
 
     def __post_init__(self) -> None:
-        if self.protocol_features & ~SERVED:
-            raise LocalProtocolError(f"cannot be offered: {self.protocol_features & ~SERVED!r}")
+        if extra := self.protocol_features & ~int(SERVED):
+            raise LocalProtocolError(f"cannot be offered: {ProtocolFeature(extra)!r}")
         if self.features & _UNSERVED_FEATURES:
             raise LocalProtocolError(f"cannot be offered: {virtio.Feature(self.features & _UNSERVED_FEATURES)!r}")
         if not 1 <= self.rings <= spec.VRINGS_MAX:
@@ -120,8 +120,8 @@ class BackendSession:
 
     @property
     def offered_features(self) -> int:
-        """The answer to GET_FEATURES."""
-        return self.offer.features | (virtio.Feature.PROTOCOL_FEATURES if self.offer.protocol_features else 0)
+        """The answer to GET_FEATURES, a plain number: the complement of an IntFlag has no undefined bits."""
+        return int(self.offer.features | (virtio.Feature.PROTOCOL_FEATURES if self.offer.protocol_features else 0))
 
     @property
     def any_started(self) -> bool:
@@ -263,7 +263,7 @@ class BackendSession:
 
     def _set_protocol_features(self, frame: Frame, message: U64) -> _Step:
         self._need_protocol_features("SET_PROTOCOL_FEATURES")
-        if extra := message.value & ~self.offer.protocol_features:
+        if extra := message.value & ~int(self.offer.protocol_features):
             raise RemoteProtocolError(
                 f'SET_PROTOCOL_FEATURES: {extra:#x} was not offered (vhost-user, "Protocol features")'
             )
@@ -508,7 +508,7 @@ class BackendSession:
         status = message.value
         if not self.features_set:
             # The driver must not believe that features are agreed upon before they are (virtio 3.1.1).
-            status &= ~virtio.Status.FEATURES_OK
+            status &= ~int(virtio.Status.FEATURES_OK)
 
         def apply(_: object) -> None:
             self.status = status

@@ -289,6 +289,7 @@ def test_what_is_not_served_cannot_be_offered(feature):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"protocol_features": P(1 << 30)},
         {"features": int(F.LOG_ALL)},
         {"features": int(F.ACCESS_PLATFORM)},
         {"features": int(F.RING_PACKED)},
