@@ -221,7 +221,9 @@ cdef class Virtqueue:
     cdef int _raise_broken(self) except -1:
         raise DeviceError(f"the ring is broken: {FAULTS[self.ring.broken]}")
 
-    cdef void _write_desc(self, uint32_t index, uint64_t addr, uint32_t length, uint16_t flags, uint16_t next_) noexcept:
+    cdef void _write_desc(
+        self, uint32_t index, uint64_t addr, uint32_t length, uint16_t flags, uint16_t next_
+    ) noexcept:
         cdef vring_desc_t *desc = &self.ring.desc[index]
         desc.addr = addr
         desc.len = length
