@@ -67,3 +67,7 @@ class DeviceGone(DeviceError):  # noqa: N818
 
 class RingError(DeviceError):
     """The back-end signalled the error eventfd of a ring (vhost-user, "Ring states")."""
+
+
+class Refused(DeviceError):  # noqa: N818
+    """The back-end answered that it did not do what was asked: a REPLY_ACK other than 0, or an empty GET_CONFIG."""
