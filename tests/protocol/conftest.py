@@ -1,0 +1,103 @@
+"""Each test runs against every back-end there is: what qemu-storage-daemon passes too checks the document."""
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.backends import STARTERS
+from vhostd.driver.session import open_session
+
+MAKERS = [name for name in STARTERS if name != "vhostd" or importlib.util.find_spec("vhostd.cli.main")]
+IMAGE_LEN = 16 << 20  # bytes
+PATTERN_LEN = 1 << 20
+
+
+def pattern(offset, length):
+    """What the image holds at `offset` before a test: each 512 bytes tell where they are."""
+    first, last = offset // 512, -(-(offset + length) // 512)
+    sectors = b"".join(
+        hashlib.blake2b(n.to_bytes(8, "little"), digest_size=64).digest() * 8 for n in range(first, last)
+    )
+    return sectors[offset - 512 * first :][:length]
+
+
+def vhostd_only(reason):
+    """Mark a test of a rule that qemu-storage-daemon breaks, with what it does instead."""
+    return pytest.mark.parametrize(
+        "maker", [pytest.param(maker, id=f"vhostd ({reason})") for maker in MAKERS if maker == "vhostd"], indirect=True
+    )
+
+
+@pytest.fixture(params=sorted(MAKERS))
+def maker(request):
+    """Which back-end."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def image_bytes():
+    """The first MiB of every image."""
+    return pattern(0, PATTERN_LEN)
+
+
+@pytest.fixture
+def image(tmp_path, image_bytes):
+    """A raw image: a MiB of pattern, then a hole."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.write(image_bytes)
+        file.truncate(IMAGE_LEN)
+    return path
+
+
+class Disk:
+    """A running back-end with an image; sessions connect to it."""
+
+    def __init__(self, backend):
+        self.backend = backend
+        self.socket = backend.socket
+        self.image = backend.image
+
+    def session(self, **options):
+        """Connect as a guest does."""
+        return open_session(self.socket, **options)
+
+    def on_disk(self, offset, length):
+        """What the image holds now, read past the back-end."""
+        with self.image.open("rb") as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def digest(self):
+        """The digest of the whole image."""
+        return hashlib.blake2b(self.image.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def start(maker, image, tmp_path):
+    """Start the back-end with options; it is stopped at the end and must still be alive then."""
+    started = []
+
+    def starter(**options):
+        backend = STARTERS[maker](image, tmp_path / f"{len(started)}.sock", **options)
+        started.append(backend)
+        return Disk(backend)
+
+    yield starter
+    died = [f"{b.name} exited with {b.process.returncode}:\n{b.log.read_text()}" for b in started if not b.alive]
+    for backend in started:
+        backend.stop()
+    assert not died, died
+
+
+@pytest.fixture
+def disk(start):
+    """A back-end with one queue."""
+    return start()
+
+
+def open_fds(pid):
+    """How many descriptors a process has."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
