@@ -1,0 +1,175 @@
+"""virtio-blk (5.2): what is offered, the configuration space, the serial number."""
+
+import os
+import re
+import struct
+
+from vhostd.backends.block.handler import COUNTER_NAMES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, BlockHandler, Disk
+from vhostd.backends.block.image import Image
+from vhostd.backends.block.options import QUEUES_MAX, BlockOptions
+from vhostd.errors import BackendError, ConfigError, RemoteProtocolError
+from vhostd.spec import blk, virtio
+from vhostd.workers.loop import Loop
+
+_SERIAL = re.compile(r"[A-Za-z0-9_-]{1,20}")
+
+
+class BlockBackend:
+    """One disk: an image, its features, and a handler for each ring."""
+
+    kind = "block"
+    mtu_settable = False
+    counter_names = COUNTER_NAMES
+
+    def __init__(self, options: BlockOptions, image: Image) -> None:
+        self.options = options
+        self.image = image
+        self.serial = options.serial or image.default_serial()
+        if not _SERIAL.fullmatch(self.serial):
+            raise ConfigError(
+                f"{options.name}: serial {self.serial!r}: 1 to 20 characters of A-Z a-z 0-9 _ -, since guests cut it at the "
+                "first other one, and two cut serials may be one"
+            )
+        self.rings = options.queues or QUEUES_MAX
+        self.queue_num = self.rings
+        self.write_cache = options.write_cache
+        self.disk = Disk(
+            image.fd.number,
+            read_only=options.read_only,
+            direct=options.direct,
+            memory_align=image.memory_align,
+            zero_in_place=image.can_zero,
+            serial=self.serial.encode("ascii"),
+        )
+        self.disk.capacity_sectors = image.size // blk.SECTOR_LEN
+        self.disk.write_through = True  # until a driver says that it will flush
+        self.features = self._offer()
+
+    @classmethod
+    def open(cls, options: BlockOptions) -> "BlockBackend":
+        """Open and lock the image. Raises ConfigError or BackendError with what to do about it."""
+        image = Image(options)
+        try:
+            return cls(options, image)
+        except BaseException:
+            image.close()
+            raise
+
+    def _offer(self) -> int:
+        """Bit by bit: what is implemented and what this image can do (5.2.3)."""
+        offer = (
+            virtio.Feature.VERSION_1
+            | virtio.Feature.INDIRECT_DESC
+            | virtio.Feature.EVENT_IDX
+            | virtio.Feature.ANY_LAYOUT
+            | blk.Feature.SEG_MAX
+            | blk.Feature.BLK_SIZE
+            | blk.Feature.TOPOLOGY
+            | blk.Feature.FLUSH
+        )
+        if self.rings > 1:
+            offer |= blk.Feature.MQ
+        if self.options.read_only:
+            return int(offer | blk.Feature.RO)
+        offer |= blk.Feature.CONFIG_WCE
+        if self.options.discard and self.image.can_punch:
+            offer |= blk.Feature.DISCARD
+        if self.options.write_zeroes:
+            offer |= blk.Feature.WRITE_ZEROES
+        return int(offer)
+
+    @property
+    def config_space(self) -> bytes:
+        """virtio_blk_config to the end of write-zeroes (5.2.4)."""
+        exponent = (self.image.physical_block_size // self.image.block_size).bit_length() - 1
+        may_unmap = self.image.can_punch
+        alignment = self.image.physical_block_size // blk.SECTOR_LEN
+        return struct.pack(
+            "<QIIHBBIBBHIBxHIIIIIB3x",
+            self.disk.capacity_sectors,
+            0,  # size_max: not offered
+            self.options.seg_max,
+            0,
+            0,
+            0,  # geometry: not offered
+            self.image.block_size,
+            exponent,
+            0,
+            1,
+            0,  # topology: exponent, alignment offset, min and optimal I/O in blocks
+            self.write_cache,
+            self.rings,
+            MAX_SEGMENT_SECTORS,
+            MAX_SEGMENTS,
+            alignment,
+            MAX_SEGMENT_SECTORS,
+            MAX_SEGMENTS,
+            may_unmap,
+        )
+
+    def write_config(self, offset: int, payload: bytes) -> None:
+        """Take the one byte that is the driver's: writeback (5.2.4). From then on each write is as durable as it says."""
+        if offset != blk.ConfigOffset.WRITEBACK or len(payload) != 1:
+            raise RemoteProtocolError(
+                f"SET_CONFIG: bytes {offset} to {offset + len(payload) - 1} are not the driver's to write (virtio 5.2.4)"
+            )
+        if payload[0] > 1:
+            raise RemoteProtocolError(f"SET_CONFIG: writeback is 0 or 1, not {payload[0]} (virtio 5.2.4)")
+        if not self.disk.acked & blk.Feature.CONFIG_WCE:
+            raise RemoteProtocolError("SET_CONFIG: writeback without VIRTIO_BLK_F_CONFIG_WCE (virtio 5.2.4)")
+        turned_off = self.write_cache and not payload[0]
+        self.write_cache = bool(payload[0])
+        self._derive_write_through()
+        if turned_off:
+            # What completed before must not be less durable than what follows.
+            try:
+                os.fdatasync(self.image.fd.number)
+            except OSError as error:
+                raise BackendError(f"{self.options.image}: cannot be flushed", error) from error
+
+    def set_features(self, features: int) -> None:
+        """Remember what the driver knows of: it decides whether a write may stay in a cache (5.2.5.2, 5.2.6.2)."""
+        self.disk.acked = features
+        self._derive_write_through()
+
+    def _derive_write_through(self) -> None:
+        may_flush = self.disk.acked & (blk.Feature.FLUSH | blk.Feature.CONFIG_WCE)
+        self.disk.write_through = not (may_flush and self.write_cache)
+
+    def set_mtu(self, mtu: int) -> None:
+        """Refuse: a disk has none."""
+        raise RemoteProtocolError("NET_SET_MTU: this is a disk")
+
+    def handler_count(self) -> int:
+        """One for each ring."""
+        return self.rings
+
+    def place(self, ring: int) -> tuple[int, int]:
+        """Handler `ring`, its only slot."""
+        return ring, 0
+
+    def make_handler(self, number: int, loop: Loop, user: int) -> BlockHandler:
+        """Make the handler of ring `number`."""
+        return BlockHandler(number, self.disk, loop, user)
+
+    def describe(self) -> dict[str, object]:
+        """What an operator wants to know."""
+        return {
+            "image": self.options.image,
+            "capacity_bytes": self.disk.capacity_sectors * blk.SECTOR_LEN,
+            "read_only": self.options.read_only,
+            "serial": self.serial,
+            "write_cache": self.write_cache,
+            "write_through": self.disk.write_through,
+            "direct": self.options.direct,
+            "flush_failed": self.disk.flush_failed,
+        }
+
+    def on_session_end(self) -> None:
+        """Be careful until the next driver says that it flushes. The write-cache setting stays (FEATURES quirk 15)."""
+        self.disk.acked = 0
+        self._derive_write_through()
+
+    def close(self) -> None:
+        """Close the image. What is not durable yet is the page cache's, as it was while we ran: closing loses nothing."""
+        self.image.close()

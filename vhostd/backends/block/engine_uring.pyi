@@ -1,0 +1,1 @@
+"""Requests through io_uring; nothing here is called from Python."""

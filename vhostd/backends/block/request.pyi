@@ -1,0 +1,1 @@
+"""A chain as one checked request; nothing here is called from Python."""
