@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Self
 
 from vhostd.errors import LocalProtocolError
 
@@ -33,7 +34,9 @@ class Fd:
             raise LocalProtocolError("file descriptor used after it was closed or given away")
         return self._number
 
-    fileno = number.fget  # what select, fcntl and os.fstat look for
+    def fileno(self) -> int:
+        """The same, under the name that select, fcntl and os.fstat look for."""
+        return self.number
 
     @property
     def closed(self) -> bool:
@@ -56,7 +59,7 @@ class Fd:
             with contextlib.suppress(OSError):
                 os.close(number)
 
-    def __enter__(self) -> "Fd":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

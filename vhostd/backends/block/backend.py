@@ -27,8 +27,8 @@ class BlockBackend:
         self.serial = options.serial or image.default_serial()
         if not _SERIAL.fullmatch(self.serial):
             raise ConfigError(
-                f"{options.name}: serial {self.serial!r}: 1 to 20 characters of A-Z a-z 0-9 _ -, since guests cut it at the "
-                "first other one, and two cut serials may be one"
+                f"{options.name}: serial {self.serial!r}: 1 to 20 characters of A-Z a-z 0-9 _ -, since "
+                "guests cut it at the first other one, and two cut serials may be one"
             )
         self.rings = options.queues or QUEUES_MAX
         self.queue_num = self.rings
@@ -108,10 +108,12 @@ class BlockBackend:
         )
 
     def write_config(self, offset: int, payload: bytes) -> None:
-        """Take the one byte that is the driver's: writeback (5.2.4). From then on each write is as durable as it says."""
+        """Take the one byte that is the driver's: writeback (5.2.4). From then on each write is as durable as it
+        says."""
         if offset != blk.ConfigOffset.WRITEBACK or len(payload) != 1:
             raise RemoteProtocolError(
-                f"SET_CONFIG: bytes {offset} to {offset + len(payload) - 1} are not the driver's to write (virtio 5.2.4)"
+                f"SET_CONFIG: bytes {offset} to {offset + len(payload) - 1} are not the driver's to write (virtio
+                5.2.4)"
             )
         if payload[0] > 1:
             raise RemoteProtocolError(f"SET_CONFIG: writeback is 0 or 1, not {payload[0]} (virtio 5.2.4)")
@@ -171,5 +173,6 @@ class BlockBackend:
         self._derive_write_through()
 
     def close(self) -> None:
-        """Close the image. What is not durable yet is the page cache's, as it was while we ran: closing loses nothing."""
+        """Close the image. What is not durable yet is the page cache's, as it was while we ran: closing loses
+        nothing."""
         self.image.close()

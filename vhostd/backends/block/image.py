@@ -59,7 +59,10 @@ class Image:
             self.block_size, self.physical_block_size = self._blocks(options)
             self.memory_align = self.block_size if options.direct else 1
             # A clone is another inode, a rename is not: that is what a serial number should follow.
-            self.identity = (status.st_rdev if self.is_device else status.st_dev, 0 if self.is_device else status.st_ino)
+            self.identity = (
+                status.st_rdev if self.is_device else status.st_dev,
+                0 if self.is_device else status.st_ino,
+            )
             self.can_punch = self.can_zero = False
             if not options.read_only:
                 self.can_punch = self._can(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
@@ -76,7 +79,9 @@ class Image:
         else:
             size = os.fstat(self.fd.number).st_size
         if size == 0:
-            raise ConfigError(f"{self.path}: the image is empty: make it as large as the disk, with truncate -s 10G {self.path}")
+            raise ConfigError(
+                f"{self.path}: the image is empty: make it as large as the disk, with truncate -s 10G {self.path}"
+            )
         if size % blk.SECTOR_LEN:
             raise ConfigError(
                 f"{self.path}: {size} bytes are not a whole number of 512-byte sectors: "
@@ -172,7 +177,8 @@ def _refuse_containers(fd: int, options: BlockOptions) -> None:
         if head[offset : offset + len(magic)] == magic:
             raise ConfigError(
                 f"{options.image}: looks like a {name} image, and vhostd serves raw ones: convert it with "
-                f"qemu-img convert -O raw {options.image} NEW, or, if its guest wrote these bytes itself, add --format raw"
+                f"qemu-img convert -O raw {options.image} NEW, or, if its guest wrote these bytes itself, add --format
+                raw"
             )
 
 

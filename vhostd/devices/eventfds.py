@@ -1,0 +1,38 @@
+"""Kick, call and error descriptors: only eventfds are taken, and only without blocking."""
+
+import contextlib
+import os
+
+from vhostd.errors import RemoteProtocolError
+from vhostd.fds import Fd
+
+_FDINFO = "/proc/self/fdinfo"
+_directory: list[int] = []
+
+
+def prepare() -> None:
+    """Open what `take_eventfd` looks things up in, before /proc goes out of reach."""
+    if not _directory:
+        _directory.append(os.open(_FDINFO, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def take_eventfd(fd: Fd, what: str) -> Fd:
+    """Take an eventfd out of a message, and make it non-blocking.
+
+    Whatever else could be passed can block a worker (a full pipe), make it spin (a file at its end), or carry our eight
+    bytes to where they were not expected (a socket). Raises RemoteProtocolError naming `what`; the message keeps it
+    then.
+    """
+    prepare()
+    is_eventfd = False
+    with contextlib.suppress(OSError):
+        info = os.open(str(fd.number), os.O_RDONLY | os.O_CLOEXEC, dir_fd=_directory[0])
+        try:
+            is_eventfd = b"eventfd-count:" in os.read(info, 4096)
+        finally:
+            os.close(info)
+    if not is_eventfd:
+        raise RemoteProtocolError(f'{what}: the fd is not an eventfd (vhost-user, "Communication")')
+    # The flag is the open file's, so the front-end's copy gets it, too; front-ends write and read theirs so anyway.
+    os.set_blocking(fd.number, False)
+    return Fd(fd.take())

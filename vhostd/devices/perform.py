@@ -1,0 +1,386 @@
+"""Carries out a session's actions, a function each.
+
+Each checks everything that can be refused before it changes anything. What a message passed is taken out of it only
+then; the rest is closed with the message.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
+
+from vhostd.backends.base import Backend
+from vhostd.backends.ringset import RingSet
+from vhostd.devices.back_channel import BackChannel
+from vhostd.devices.eventfds import take_eventfd
+from vhostd.errors import BackendError, GuestMemoryError, LocalProtocolError, RemoteProtocolError
+from vhostd.fds import Fd
+from vhostd.protocol import actions as act
+from vhostd.protocol.backend_session import BackendSession
+from vhostd.protocol.messages import MemRegion
+from vhostd.queues.counters import Counters
+from vhostd.queues.memory import Fault, GuestMemory, Region
+from vhostd.queues.queue import Queue
+from vhostd.spec import virtio
+from vhostd.workers.mailbox import Mail
+from vhostd.workers.pool import Worker, WorkerPool
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 5.0  # for requests in flight to come back by themselves, and again after they were cancelled
+
+
+class RingFds:
+    """The descriptors of one ring that the front-end has told us."""
+
+    __slots__ = ("call", "err", "kick")
+
+    def __init__(self) -> None:
+        self.kick: Fd | None = None
+        self.call: Fd | None = None
+        self.err: Fd | None = None
+
+    def close(self) -> None:
+        """Close all of them."""
+        for fd in (self.kick, self.call, self.err):
+            if fd is not None:
+                fd.close()
+        self.kick = self.call = self.err = None
+
+
+class Rings:
+    """The handlers and counters of a device's rings: they outlive every session."""
+
+    def __init__(self, backend: Backend, pool: WorkerPool, report: Callable[[int, int], None]) -> None:
+        self._backend = backend
+        self._pool = pool
+        self._report = report
+        self._handlers: dict[int, RingSet] = {}
+        self.counters: dict[int, Counters] = {}
+
+    def handler(self, ring: int) -> tuple[RingSet, int, Worker]:
+        """Return the handler of a ring, its slot there, and the worker that runs it. Made when first asked for."""
+        number, slot = self._backend.place(ring)
+        worker = self._pool.worker_for(number)
+        if number not in self._handlers:
+            user = id(self) ^ number
+            self._handlers[number] = self._backend.make_handler(number, worker.loop, user)
+            worker.subscribe(user, self._report)
+        return self._handlers[number], slot, worker
+
+    def counters_of(self, ring: int) -> Counters:
+        """Return a ring's counters, which last as long as the device."""
+        return self.counters.setdefault(ring, Counters())
+
+    def queue(self, ring: int) -> Queue | None:
+        """Return what a ring runs."""
+        number, slot = self._backend.place(ring)
+        handler = self._handlers.get(number)
+        return None if handler is None else handler.queues[slot]
+
+
+class Performer:
+    """What one connection has given us, and what becomes of it. Made with the connection, ended by `end`."""
+
+    def __init__(self, session: BackendSession, backend: Backend, rings: Rings, device: str) -> None:
+        self._session = session
+        self._backend = backend
+        self._rings = rings
+        self._device = device
+        self._regions: dict[MemRegion, Region] = {}
+        self._fault = Fault()
+        self._memory: GuestMemory | None = None
+        self._fds: dict[int, RingFds] = {}
+        self._started: set[int] = set()
+        self.back_channel: BackChannel | None = None
+
+    @property
+    def memory_lost(self) -> bool:
+        """Whether guest memory has vanished under us: its file was truncated."""
+        return self._fault.raised
+
+    @property
+    def started(self) -> frozenset[int]:
+        """The rings that run."""
+        return frozenset(self._started)
+
+    async def perform(self, action: act.Action) -> Any:
+        """Carry out an action and return the value that `done` wants.
+
+        Raises RemoteProtocolError, GuestMemoryError or BackendError, and then nothing has changed.
+        """
+        try:
+            function = self._functions[type(action)]
+        except KeyError:
+            raise LocalProtocolError(f"nothing performs {type(action).__name__}") from None
+        return await function(self, action)
+
+    def _ring_fds(self, ring: int) -> RingFds:
+        return self._fds.setdefault(ring, RingFds())
+
+    # Mail.
+
+    async def _order(self, worker: Worker, mail: Mail, what: str) -> None:
+        """Send mail that is answered at once, and wait for that."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                result = await worker.send(mail)
+        except TimeoutError:
+            raise BackendError(f"{what}: the worker does not answer, a system call of its holds it up") from None
+        if result < 0:
+            raise BackendError(what, OSError(-result, os.strerror(-result)))
+
+    async def _drained(self, mails: Sequence[tuple[int, Worker, Mail]], *, cancel: bool = False) -> bool:
+        """Send mail that waits for requests in flight; cancel these when it takes too long. Whether all came back."""
+        if not mails:
+            return True
+        answers = [worker.send(mail) for _, worker, mail in mails]
+        for last in (cancel, True):
+            if last:
+                for ring, worker, _ in mails:
+                    worker.send(self._rings.handler(ring)[0].cancel())
+            _, late = await asyncio.wait(answers, timeout=DRAIN_S)
+            if not late:
+                return True
+            if last:
+                break
+            log.warning("requests in flight are slow to return, cancelling", extra={"device": self._device})
+        log.error("requests in flight do not return from the host", extra={"device": self._device})
+        return False
+
+    # Features, configuration, status.
+
+    async def _nothing(self, action: act.Nothing) -> None:
+        pass
+
+    async def _set_features(self, action: act.SetFeatures) -> None:
+        features = action.features & ~virtio.Feature.PROTOCOL_FEATURES
+        self._backend.set_features(features)
+        if action.enable_all:
+            for ring in self._started:
+                handler, slot, worker = self._rings.handler(ring)
+                await self._order(worker, handler.enable(slot, enabled=True), "SET_FEATURES")
+
+    async def _get_config(self, action: act.GetConfig) -> bytes:
+        space = self._backend.config_space
+        return space[action.offset : action.offset + action.size].ljust(action.size, b"\0")
+
+    async def _set_config(self, action: act.SetConfig) -> None:
+        # In a thread of its own: turning a write cache off flushes it.
+        await asyncio.to_thread(self._backend.write_config, action.offset, action.payload)
+
+    async def _set_back_channel(self, action: act.SetBackendChannel) -> None:
+        channel = BackChannel(action.fd)
+        if self.back_channel is not None:
+            self.back_channel.close()
+        self.back_channel = channel
+
+    async def _set_status(self, action: act.SetStatus) -> None:
+        pass  # the session remembers it, and nothing of ours depends on it
+
+    async def _reset_device(self, action: act.ResetDevice) -> None:
+        await self._stop_all()
+        self._backend.set_features(0)
+
+    async def _set_mtu(self, action: act.SetMtu) -> None:
+        self._backend.set_mtu(action.mtu)
+
+    # Memory.
+
+    def _map(self, region: MemRegion, fd: Fd) -> Region:
+        return Region(fd.number, region.gpa, region.length, region.uva, region.mmap_offset, self._fault)
+
+    def _rebuild(self, memory: GuestMemory) -> dict[int, Queue | None]:
+        """Make the queue of each started ring over new memory; None for one that does not lie in it."""
+        queues: dict[int, Queue | None] = {}
+        for ring in self._started:
+            try:
+                queues[ring] = self._make_queue(ring, memory)
+            except GuestMemoryError as error:
+                log.warning("a ring has lost its memory", extra={"device": self._device, "ring": ring, "why": error})
+                queues[ring] = None
+        return queues
+
+    async def _change_memory(self, regions: dict[MemRegion, Region], gone: Sequence[Region]) -> None:
+        """Go over to other regions. Rings first give back what points into regions that go."""
+        memory = GuestMemory(list(regions.values()), self._fault)
+        queues = self._rebuild(memory)
+        mails = []
+        for ring, queue in queues.items():
+            handler, slot, worker = self._rings.handler(ring)
+            mails.append((ring, worker, handler.replace(slot, queue, drain=bool(gone))))
+        drained = await self._drained(mails)
+        self._regions, self._memory = regions, memory
+        for ring, queue in queues.items():
+            if queue is None:
+                self._forget(ring)
+        if not drained:
+            # The old regions stay mapped until the requests that point into them have come back.
+            raise RemoteProtocolError(
+                "memory cannot change: requests in flight do not return from the host", fatal=True
+            )
+        for region in gone:
+            region.close()
+
+    async def _set_mem_table(self, action: act.SetMemTable) -> None:
+        new: dict[MemRegion, Region] = {}
+        try:
+            for region, fd in zip(action.regions, action.fds, strict=True):
+                new[region] = self._map(region, fd)
+        except BaseException:
+            for mapped in new.values():
+                mapped.close()
+            raise
+        await self._change_memory(new, list(self._regions.values()))
+
+    async def _add_region(self, action: act.AddRegion) -> None:
+        region = self._map(action.region, action.fd)
+        try:
+            await self._change_memory({**self._regions, action.region: region}, [])
+        except BaseException:
+            region.close()
+            raise
+
+    async def _remove_region(self, action: act.RemoveRegion) -> None:
+        left = dict(self._regions)
+        gone = left.pop(action.region)
+        await self._change_memory(left, [gone])
+
+    # Rings.
+
+    def _make_queue(self, ring: int, memory: GuestMemory) -> Queue:
+        vring = self._session.vrings[ring]
+        queue = Queue(
+            ring, vring.num, vring.desc_uva, vring.avail_uva, vring.used_uva, vring.base,
+            self._session.features, memory, self._rings.counters_of(ring),
+        )  # fmt: skip
+        fds = self._ring_fds(ring)
+        queue.set_fds(fds.call.number if fds.call else -1, fds.err.number if fds.err else -1)
+        queue.set_enabled(vring.enabled)
+        return queue
+
+    async def _set_kick(self, action: act.SetKick) -> None:
+        ring = action.index
+        if self._memory is None:
+            raise RemoteProtocolError(f"SET_VRING_KICK: ring {ring} has no memory")
+        queue = None if ring in self._started else self._make_queue(ring, self._memory)
+        kick = take_eventfd(action.fd, f"SET_VRING_KICK: ring {ring}")
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(kick.number)  # the ring is looked at anyway; and a counter near its end could not be kicked
+        handler, slot, worker = self._rings.handler(ring)
+        try:
+            if queue is None:
+                await self._order(worker, handler.set_kick_fd(slot, kick.number), "SET_VRING_KICK")
+            else:
+                await self._order(worker, handler.start(slot, queue, kick.number), "SET_VRING_KICK")
+        except BaseException:
+            if queue is not None:
+                handler.queues[slot] = None
+            kick.close()
+            raise
+        fds = self._ring_fds(ring)
+        if fds.kick is not None:
+            fds.kick.close()
+        fds.kick = kick
+        self._started.add(ring)
+
+    async def _set_call(self, action: act.SetCall) -> None:
+        ring = action.index
+        call = None if action.fd is None else take_eventfd(action.fd, f"SET_VRING_CALL: ring {ring}")
+        if ring in self._started:
+            handler, slot, worker = self._rings.handler(ring)
+            await self._order(worker, handler.set_call_fd(slot, call.number if call else -1), "SET_VRING_CALL")
+        fds = self._ring_fds(ring)
+        if fds.call is not None:  # only now: the worker has let go of it, and its number may be used again
+            fds.call.close()
+        fds.call = call
+
+    async def _set_err(self, action: act.SetErr) -> None:
+        ring = action.index
+        err = None if action.fd is None else take_eventfd(action.fd, f"SET_VRING_ERR: ring {ring}")
+        if ring in self._started:
+            handler, slot, worker = self._rings.handler(ring)
+            await self._order(worker, handler.set_err_fd(slot, err.number if err else -1), "SET_VRING_ERR")
+        fds = self._ring_fds(ring)
+        if fds.err is not None:
+            fds.err.close()
+        fds.err = err
+
+    async def _enable(self, action: act.EnableRing) -> None:
+        if action.index in self._started:
+            handler, slot, worker = self._rings.handler(action.index)
+            await self._order(worker, handler.enable(slot, enabled=action.enabled), "SET_VRING_ENABLE")
+
+    def _forget(self, ring: int) -> int:
+        """Drop what a stopped ring ran; return where it stood."""
+        handler, slot, _ = self._rings.handler(ring)
+        queue = handler.queues[slot]
+        handler.queues[slot] = None
+        self._started.discard(ring)
+        fds = self._ring_fds(ring)
+        if fds.kick is not None:
+            fds.kick.close()
+            fds.kick = None
+        return 0 if queue is None else queue.base
+
+    async def _stop(self, action: act.StopRing) -> int:
+        ring = action.index
+        if ring not in self._started:  # it lost its memory while it ran
+            return self._session.vrings[ring].base
+        handler, slot, worker = self._rings.handler(ring)
+        if not await self._drained([(ring, worker, handler.stop(slot))]):
+            raise RemoteProtocolError(
+                f"GET_VRING_BASE: ring {ring} cannot be stopped, the host holds its requests", fatal=True
+            )
+        return self._forget(ring)
+
+    async def _stop_all(self, *, cancel: bool = False) -> None:
+        mails = []
+        for ring in self._started:
+            handler, slot, worker = self._rings.handler(ring)
+            mails.append((ring, worker, handler.stop(slot)))
+        if not await self._drained(mails, cancel=cancel):
+            raise RemoteProtocolError("the rings cannot be stopped, the host holds their requests", fatal=True)
+        for ring in list(self._started):
+            self._forget(ring)
+
+    async def end(self) -> None:
+        """The connection is over: end all access to guest memory, give everything back."""
+        try:
+            await self._stop_all(cancel=True)
+        except (RemoteProtocolError, BackendError) as error:
+            # Whatever the workers still hold is held by the mail that they have not answered, and goes with it.
+            log.error(str(error), extra={"device": self._device})
+        else:
+            for region in self._regions.values():
+                region.close()
+        self._regions.clear()
+        self._memory = None
+        for fds in self._fds.values():
+            if not self._started:
+                fds.close()
+        if self.back_channel is not None:
+            self.back_channel.close()
+            self.back_channel = None
+        self._backend.on_session_end()
+
+    _functions: ClassVar[dict[type[act.Action], Callable[["Performer", Any], Awaitable[Any]]]] = {
+        act.Nothing: _nothing,
+        act.SetFeatures: _set_features,
+        act.SetMemTable: _set_mem_table,
+        act.AddRegion: _add_region,
+        act.RemoveRegion: _remove_region,
+        act.SetKick: _set_kick,
+        act.SetCall: _set_call,
+        act.SetErr: _set_err,
+        act.StopRing: _stop,
+        act.EnableRing: _enable,
+        act.GetConfig: _get_config,
+        act.SetConfig: _set_config,
+        act.SetBackendChannel: _set_back_channel,
+        act.SetStatus: _set_status,
+        act.ResetDevice: _reset_device,
+        act.SetMtu: _set_mtu,
+    }
