@@ -1,6 +1,7 @@
 """A device on its socket: listening, in session, draining, closed."""
 
 import asyncio
+import contextlib
 import enum
 import errno
 import logging
@@ -100,10 +101,8 @@ class Device:
                     # it.
                     if error.errno in (errno.EMFILE, errno.ENFILE):
                         os.close(spare)
-                        try:
+                        with contextlib.suppress(OSError):
                             listener.accept()[0].close()
-                        except OSError:
-                            pass
                         spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
                     log.warning("cannot accept", extra={"device": self.name, "why": error})
                     await asyncio.sleep(ACCEPT_PAUSE_S)

@@ -352,7 +352,7 @@ class Performer:
             await self._stop_all(cancel=True)
         except (RemoteProtocolError, BackendError) as error:
             # Whatever the workers still hold is held by the mail that they have not answered, and goes with it.
-            log.error(str(error), extra={"device": self._device})
+            log.error("the end is not clean", extra={"device": self._device, "why": error})  # noqa: TRY400 - not a bug
         else:
             for region in self._regions.values():
                 region.close()

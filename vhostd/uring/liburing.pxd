@@ -30,7 +30,6 @@ cdef extern from "<liburing.h>" nogil:
         IORING_ASYNC_CANCEL_ANY
     int io_uring_queue_init_params(unsigned entries, c_io_uring *ring, io_uring_params *p)
     void io_uring_queue_exit(c_io_uring *ring)
-    int io_uring_enable_rings(c_io_uring *ring)
     io_uring_sqe *io_uring_get_sqe(c_io_uring *ring)
     void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data)
     int io_uring_submit_and_get_events(c_io_uring *ring)

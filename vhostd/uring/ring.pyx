@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from vhostd.uring.liburing cimport (
     IORING_FEAT_NODROP, IORING_SETUP_CLAMP, IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED, IORING_SQ_TASKRUN,
-    c_io_uring, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_enable_rings, io_uring_get_sqe,
+    c_io_uring, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
     io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_cancel64, io_uring_queue_exit, io_uring_queue_init_params,
     io_uring_sqe, io_uring_sqe_set_data64, io_uring_submit_and_get_events,
 )
@@ -31,7 +31,16 @@ cdef extern from * nogil:
     #ifndef IORING_SETUP_DEFER_TASKRUN
     #define IORING_SETUP_DEFER_TASKRUN (1U << 13)
     #endif
+    #include <errno.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    /* io_uring_enable_rings, which the shared library of Debian 12 has and does not export. */
+    static inline int enable_rings(int ring_fd) {
+        long result = syscall(SYS_io_uring_register, ring_fd, 12 /* IORING_REGISTER_ENABLE_RINGS */, (void *)0, 0);
+        return result < 0 ? -errno : (int)result;
+    }
     """
+    int enable_rings(int ring_fd)
     const uint32_t IORING_SETUP_COOP_TASKRUN
     const uint32_t IORING_SETUP_TASKRUN_FLAG
     const uint32_t IORING_SETUP_SINGLE_ISSUER
@@ -43,7 +52,7 @@ cdef enum:
 
 
 cdef int uring_enable(uring_t *u) noexcept nogil:
-    return io_uring_enable_rings(&u.ring)
+    return enable_rings(u.ring.ring_fd)
 
 
 cdef int uring_enter(uring_t *u) noexcept nogil:

@@ -108,12 +108,11 @@ class BlockBackend:
         )
 
     def write_config(self, offset: int, payload: bytes) -> None:
-        """Take the one byte that is the driver's: writeback (5.2.4). From then on each write is as durable as it
-        says."""
+        """Take the one byte that is the driver's, writeback (5.2.4): it says how durable each later write is."""
         if offset != blk.ConfigOffset.WRITEBACK or len(payload) != 1:
             raise RemoteProtocolError(
-                f"SET_CONFIG: bytes {offset} to {offset + len(payload) - 1} are not the driver's to write (virtio
-                5.2.4)"
+                f"SET_CONFIG: bytes {offset} to {offset + len(payload) - 1} are not the driver's to write "
+                "(virtio 5.2.4)"
             )
         if payload[0] > 1:
             raise RemoteProtocolError(f"SET_CONFIG: writeback is 0 or 1, not {payload[0]} (virtio 5.2.4)")
@@ -173,6 +172,5 @@ class BlockBackend:
         self._derive_write_through()
 
     def close(self) -> None:
-        """Close the image. What is not durable yet is the page cache's, as it was while we ran: closing loses
-        nothing."""
+        """Close the image. What is not durable yet is the page cache's, as it was all the time: nothing is lost."""
         self.image.close()

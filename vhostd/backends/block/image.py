@@ -177,8 +177,8 @@ def _refuse_containers(fd: int, options: BlockOptions) -> None:
         if head[offset : offset + len(magic)] == magic:
             raise ConfigError(
                 f"{options.image}: looks like a {name} image, and vhostd serves raw ones: convert it with "
-                f"qemu-img convert -O raw {options.image} NEW, or, if its guest wrote these bytes itself, add --format
-                raw"
+                f"qemu-img convert -O raw {options.image} NEW, or, if its guest wrote these bytes itself, add "
+                "--format raw"
             )
 
 
