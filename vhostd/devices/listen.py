@@ -1,0 +1,192 @@
+"""Unix sockets by path: made with the right owner from the first moment, stale ones cleared, others left alone.
+
+A path is ours when nobody listens behind it: a connection is tried before an old socket is removed, and two daemons
+that start at once take turns (a lock on the directory, which leaves no file behind). A symbolic link is never followed.
+"""
+
+import contextlib
+import fcntl
+import grp
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from vhostd.errors import ConfigError
+
+BACKLOG = 16
+
+
+class Listener:
+    """A listening socket and the path it was bound to; `close` removes the path only while it is still ours."""
+
+    def __init__(self, path: Path, *, mode: int = 0o600, group: str | None = None) -> None:
+        """Bind and listen. Raises ConfigError that says why the path cannot be had and what to do."""
+        self.path = path
+        self._mode = mode
+        self._gid = -1 if group is None else group_id(group)
+        self.socket, self._identity = self._bind()
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to this socket: someone may have removed or replaced it."""
+        return _identity(self.path) == self._identity
+
+    def again(self) -> socket.socket:
+        """Make the socket anew at the same path (SIGHUP after the path was lost); the old one is closed.
+
+        Raises ConfigError as the constructor does; then the old socket is still there.
+        """
+        if self.is_there():
+            self._remove()
+        fresh, identity = self._bind()
+        self.socket.close()
+        self.socket, self._identity = fresh, identity
+        return fresh
+
+    def close(self) -> None:
+        """Stop listening; remove the path if it is still ours."""
+        self._remove()
+        self.socket.close()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.is_there():
+                self.path.unlink()
+
+    def _bind(self) -> tuple[socket.socket, tuple[int, int] | None]:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with _turn(self.path):
+                _clear(self.path)
+                # The file has its mode before it has its name, and connections are refused until listen(), so there
+                # is no moment in which anybody else gets in.
+                mask = os.umask(0)
+                try:
+                    os.fchmod(made.fileno(), self._mode)
+                    made.bind(str(self.path))
+                finally:
+                    os.umask(mask)
+                try:
+                    os.chown(self.path, -1, self._gid, follow_symlinks=False)
+                    made.listen(BACKLOG)
+                except OSError:
+                    self.path.unlink()
+                    raise
+        except OSError as error:
+            made.close()
+            raise ConfigError(f"{self.path}: cannot be a socket: {error.strerror}{_advice(error)}") from None
+        except BaseException:
+            made.close()
+            raise
+        made.setblocking(False)
+        return made, _identity(self.path)
+
+
+def make_runtime_dir(path: Path) -> None:
+    """Make the directory our sockets lie in, if it is missing. Raises ConfigError when that is not allowed."""
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made: {error.strerror}; say where with --socket-path") from None
+
+
+def group_id(group: str) -> int:
+    """Return the number of a group given by name or number. Raises ConfigError when there is none."""
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"socket-group: there is no group {group!r} on this machine") from None
+
+
+def adopt(fd: int) -> tuple[socket.socket, bool]:
+    """Take over an inherited descriptor: return the socket, and whether it is connected (else it listens).
+
+    Raises ConfigError for a descriptor that is not open, no unix stream socket, or neither listening nor connected.
+    """
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConfigError(f"--fd {fd}: is not a socket")
+        taken = socket.socket(fileno=fd)
+    except OSError as error:
+        raise ConfigError(f"--fd {fd}: {error.strerror}: pass it open, as the descriptor of that number") from None
+    try:
+        connected = _is_connected(taken)
+    except ConfigError:
+        taken.detach()
+        raise
+    os.set_inheritable(fd, False)
+    taken.setblocking(False)
+    return taken, connected
+
+
+def _is_connected(taken: socket.socket) -> bool:
+    if taken.family != socket.AF_UNIX or taken.type != socket.SOCK_STREAM:
+        raise ConfigError(f"--fd {taken.fileno()}: is not a unix stream socket")
+    if taken.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return False
+    try:
+        taken.getpeername()
+    except OSError:
+        raise ConfigError(f"--fd {taken.fileno()}: the socket neither listens nor is connected") from None
+    return True
+
+
+def peer(connected: socket.socket) -> tuple[int, int]:
+    """Return pid and uid of whoever opened the other end."""
+    pid, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Hold the directory's lock while a path in it is examined and taken."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket nobody listens to. Raises ConfigError for anything else that is in the way."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(mode):
+        raise ConfigError(f"{path}: is a symbolic link, which is not followed: give the socket's own path")
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path}: is there and is not a socket: remove it, or give another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:  # it listens, and its queue is full
+            owner = ""
+        else:
+            owner = f" (process {peer(probe)[0]})"
+    raise ConfigError(f"{path}: another daemon listens there{owner}: stop it, or give another path")
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return ": make the directory first"
+    if isinstance(error, PermissionError):
+        return ": we may not write there, or may not give it to that group"
+    return ""
