@@ -66,7 +66,7 @@ def test_small_rings_with_indirect_chains(disk, image_bytes, size):
 def test_the_largest_rings(disk, image_bytes, size):
     """2.7: up to 32768."""
     with disk.session(size=size) as session:
-        check(session.block(), image_bytes, count=3000)
+        check(session.block(), image_bytes, count=2000)
 
 
 @pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])

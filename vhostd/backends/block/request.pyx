@@ -134,8 +134,8 @@ cdef int request_parse(blk_req_t *r, chain_t *chain, const disk_t *disk) noexcep
     r.offset = 0
     r.written = 0
     r.iov_count = 0
-    if chain.writable_len == 0:
-        return VQ_E_FRAMING
+    if chain.writable_len == 0 or chain.readable_len == 0:
+        return VQ_E_FRAMING  # no place for a status, or nothing that asks for one
     last = &writable[writable_count - 1]
     if last.iov_base == NULL:
         return VQ_E_FRAMING
