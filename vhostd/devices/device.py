@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 MEM_SLOTS = 509  # what the kernel's vhost and libvhost-user have: QEMU plans with it
 ACCEPT_PAUSE_S = 0.1  # after an accept that failed for want of something
 
+_MEMORY_LOST = "guest memory vanished: the file behind it was truncated"
+
 EventHook = Callable[[str, dict[str, Any]], None]
 
 
@@ -147,19 +149,22 @@ class Device:
                 finally:
                     frame.close_fds()
                 if session.performer.memory_lost:
-                    raise RemoteProtocolError("guest memory vanished: the file behind it was truncated", fatal=True)
+                    raise RemoteProtocolError(_MEMORY_LOST, fatal=True)
         except VhostdError as error:
             reason = str(error)
             log.warning("connection ended", extra={"device": self.name, "why": reason})
         except asyncio.CancelledError:
-            reason = "shutting down"
+            reason = _MEMORY_LOST if session.performer.memory_lost else "shutting down"
         finally:
             session.ending = True
             await self._end(session, reason)
 
     async def _end(self, session: _Session, reason: str) -> None:
         # Its own task, so that a cancellation of ours cannot leave workers in memory that is about to go.
-        await asyncio.shield(asyncio.ensure_future(session.performer.end()))
+        end = asyncio.ensure_future(session.performer.end())
+        while not end.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(end)
         session.channel.close()
         if self._session is session:
             self._session = None

@@ -252,9 +252,11 @@ cdef void blk_complete(handler_t *h, op_t *op, int32_t result) noexcept nogil:
     r.at_kernel = 0
     if step(b, r, result):
         carry_out(b, r, 0xFFFF)
-    # A ring that was left waiting because all requests were taken is looked at again.
-    if b.free_count == 1 and split_pending(b.r.slots[0].q):
-        h.ready |= READY_AGAIN
+    # A ring that was left waiting because all requests were taken is looked at again, and asks for kicks again.
+    if b.free_count == 1:
+        h.armed = 0
+        if split_pending(b.r.slots[0].q):
+            h.ready |= READY_AGAIN
 
 
 cdef uint32_t blk_peek(handler_t *h) noexcept nogil:
