@@ -95,7 +95,8 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
 
 
 cdef int queue_break(queue_t *q, int code) noexcept nogil:
-    split_break(q, code)
+    if q.broken != code:  # what split_pop answered has been counted there
+        split_break(q, code)
     if q.err_fd >= 0:
         signal_eventfd(q.err_fd)
     return code

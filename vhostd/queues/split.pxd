@@ -41,5 +41,7 @@ cdef void split_publish(queue_t *q) noexcept nogil
 cdef uint16_t split_pending(const queue_t *q) noexcept nogil
 cdef void split_kicks_off(queue_t *q) noexcept nogil
 cdef int split_kicks_on(queue_t *q) noexcept nogil
+# As split_kicks_on, by one who has seen what is available up to index `seen` and needs more than that.
+cdef int split_kicks_on_past(queue_t *q, uint16_t seen) noexcept nogil
 cdef int split_wants_call(queue_t *q) noexcept nogil
 cdef int split_break(queue_t *q, int code) noexcept nogil

@@ -89,15 +89,20 @@ cdef void split_kicks_off(queue_t *q) noexcept nogil:
 
 cdef int split_kicks_on(queue_t *q) noexcept nogil:
     """Ask for the next kick (2.7.10). 1 when something became available meanwhile: no kick will come for that."""
+    return split_kicks_on_past(q, q.next_avail)
+
+
+cdef int split_kicks_on_past(queue_t *q, uint16_t seen) noexcept nogil:
+    """Ask for a kick once avail.idx is past `seen` (2.7.10). 1 when it is by now: no kick will come for that."""
     q.notify_off = 0
     if q.avail_event != NULL:
-        store_relaxed_u16(q.avail_event, q.next_avail)
+        store_relaxed_u16(q.avail_event, seen)
     else:
         store_relaxed_u16(&q.used.flags, 0)
     # full fence: our wish (a store) before our look at avail.idx (a load); pairs with the driver's fence between
     # its store of avail.idx and its load of our wish (2.7.13.4.1). Without it both may miss each other for ever.
     fence_full()
-    return load_relaxed_u16(&q.avail.idx) != q.next_avail
+    return load_relaxed_u16(&q.avail.idx) != seen
 
 
 cdef int split_wants_call(queue_t *q) noexcept nogil:

@@ -271,8 +271,8 @@ cdef void worker_run(worker_t *w) noexcept nogil:
                 w.quit = 1
             continue
         tally(&w.counters.wakeups)
-        w.look_late = 0
         if n == 0:
+            w.look_late = 0  # a wake-up is no silence: the look is still owed
             tally(&w.counters.late_looks)
             look_around(w, READY_LATE)
         elif w.poll_max_ns:
