@@ -5,14 +5,16 @@ import os
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.string cimport memset
+from posix.unistd cimport close
 
 from vhostd.uring.liburing cimport (
     IORING_FEAT_NODROP, IORING_SETUP_CLAMP, IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED, IORING_SQ_TASKRUN,
     c_io_uring, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
     io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_cancel64, io_uring_queue_exit, io_uring_queue_init_params,
-    io_uring_sqe, io_uring_sqe_set_data64, io_uring_submit_and_get_events,
+    io_uring_cq_eventfd_toggle, io_uring_register_eventfd, io_uring_sqe, io_uring_sqe_set_data64,
+    io_uring_submit_and_get_events,
 )
-from vhostd.atomics cimport load_relaxed_u32
+from vhostd.atomics cimport fence_full, load_relaxed_u32
 
 from vhostd.errors import BackendError
 
@@ -96,6 +98,24 @@ cdef int uring_ready(uring_t *u) noexcept nogil:
     return io_uring_cq_ready(&u.ring) != 0 or load_relaxed_u32(u.ring.sq.kflags) & IORING_SQ_TASKRUN != 0
 
 
+cdef int uring_bell_on(uring_t *u) noexcept nogil:
+    if u.in_flight == 0:
+        return 0
+    if not u.bell_on:
+        u.bell_on = 1
+        io_uring_cq_eventfd_toggle(&u.ring, True)
+    # full fence: the wish (a store) before the look (a load); pairs with the kernel's, which queues a completion first
+    # and looks at the wish then
+    fence_full()
+    return uring_ready(u)
+
+
+cdef void uring_bell_off(uring_t *u) noexcept nogil:
+    if u.bell_on:
+        u.bell_on = 0
+        io_uring_cq_eventfd_toggle(&u.ring, False)
+
+
 cdef int uring_cancel(uring_t *u, uint64_t user_data) noexcept nogil:
     cdef io_uring_sqe *sqe = uring_entry(u, CANCEL_DATA)
     if sqe == NULL:
@@ -112,6 +132,9 @@ cdef class Ring:
 
     Raises BackendError, with what is used instead, when the kernel does not give one.
     """
+
+    def __cinit__(self):
+        self.c.bell_fd = -1
 
     def __init__(self, unsigned entries=256, unsigned completions=4096):
         cdef io_uring_params params
@@ -133,13 +156,18 @@ cdef class Ring:
             raise BackendError("no io_uring (reads and writes go through preadv2 and pwritev2 instead)",
                                OSError(-result, os.strerror(-result)))
         self.c.alive = 1
+        self.c.bell_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        result = io_uring_register_eventfd(&self.c.ring, self.c.bell_fd)
+        if result < 0:
+            raise BackendError("io_uring takes no eventfd", OSError(-result, os.strerror(-result)))
+        io_uring_cq_eventfd_toggle(&self.c.ring, False)
         if not params.features & IORING_FEAT_NODROP:
             raise BackendError("this kernel's io_uring can lose completions (Linux before 5.5)")
 
     @property
-    def fd(self):
-        """The ring's own descriptor: readable when there is something to reap."""
-        return self.c.ring.ring_fd
+    def bell_fd(self):
+        """An eventfd that is written when something completes while the bell is on."""
+        return self.c.bell_fd
 
     @property
     def in_flight(self):
@@ -151,7 +179,12 @@ cdef class Ring:
         if self.c.alive:
             self.c.alive = 0
             io_uring_queue_exit(&self.c.ring)
+        if self.c.bell_fd >= 0:
+            os.close(self.c.bell_fd)
+            self.c.bell_fd = -1
 
     def __dealloc__(self):
         if self.c.alive:
             io_uring_queue_exit(&self.c.ring)
+        if self.c.bell_fd >= 0:
+            close(self.c.bell_fd)

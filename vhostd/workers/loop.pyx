@@ -7,7 +7,9 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from vhostd.atomics cimport cpu_relax, load_relaxed_u64, store_relaxed_u64
-from vhostd.uring.ring cimport Ring, completion_t, uring_enable, uring_enter, uring_ready, uring_reap
+from vhostd.uring.ring cimport (
+    Ring, completion_t, uring_bell_off, uring_bell_on, uring_enable, uring_enter, uring_ready, uring_reap,
+)
 from vhostd.workers.handler cimport READY_LATE, READY_POLL, handler_t, op_t, source_t
 from vhostd.workers.mailbox cimport (
     MAIL_LATER, Mail, Mailbox, mail_t, mailbox_answer, mailbox_take, mailbox_waiting, make_mail,
@@ -222,6 +224,8 @@ cdef int ask_for_notifications(worker_t *w) noexcept nogil:
             if bits:
                 h.ready |= bits
                 again = 1
+    if w.uring != NULL and uring_bell_on(w.uring):
+        again = 1
     return again
 
 
@@ -271,6 +275,8 @@ cdef void worker_run(worker_t *w) noexcept nogil:
                 w.quit = 1
             continue
         tally(&w.counters.wakeups)
+        if w.uring != NULL:
+            uring_bell_off(w.uring)
         if n == 0:
             w.look_late = 0  # a wake-up is no silence: the look is still owed
             tally(&w.counters.late_looks)
@@ -321,8 +327,7 @@ cdef class Loop:
         event.data.ptr = NULL
         if epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, self.mailbox.c.wake_fd, &event) < 0:
             raise BackendError("epoll", OSError(errno, os.strerror(errno)))
-        event.events = EPOLLIN  # level: a ring is looked at until it is empty
-        if ring is not None and epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, <int>ring.fd, &event) < 0:
+        if ring is not None and epoll_ctl(self.c.epoll_fd, EPOLL_CTL_ADD, ring.c.bell_fd, &event) < 0:
             raise BackendError("epoll", OSError(errno, os.strerror(errno)))
 
     def run(self):
