@@ -2,13 +2,16 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STOP_TIMEOUT = 10
+STOP_TIMEOUT = 10  # seconds
+# VHOSTD_BLK names another program with the same words, for one that is installed elsewhere.
+VHOSTD = shlex.split(os.environ.get("VHOSTD_BLK", "")) or [sys.executable, "-m", "vhostd.cli.main", "blk"]
 
 
 @dataclass
@@ -117,7 +120,7 @@ def start_qsd(
 
 def start_vhostd(image, socket, *, queues=1, read_only=False, serial=None, options=(), cpus=None, **_):
     """Start `vhostd blk` with `image`; `options` are further words of the command line."""
-    command = [sys.executable, "-m", "vhostd.cli.main", "blk", str(image), "--socket-path", str(socket)]
+    command = [*VHOSTD, str(image), "--socket-path", str(socket)]
     command += ["--queues", str(queues)]
     if read_only:
         command.append("--read-only")
