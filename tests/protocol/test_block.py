@@ -295,6 +295,7 @@ def test_as_many_segments_as_told_are_done(session):
 BAD_CHAINS = {
     "header of 15 bytes and no status": ([(16, 15)], []),
     "header alone": ([(0, 16)], []),
+    "status alone": ([], [(64, 1)]),
     "status of no bytes": ([(0, 16)], [(64, 0)]),
 }
 
@@ -313,16 +314,35 @@ def test_a_request_that_is_none_breaks_the_ring_loudly(session, chain):
 
 
 @vhostd_only("qsd leaves the ring in silence")
-@pytest.mark.parametrize("length", [0, 1, 15])
+@pytest.mark.parametrize("length", [1, 15])
 def test_a_header_that_is_too_short_is_answered_where_there_is_a_status(driver, length):
-    """B23, B25: IOERR, and the ring goes on."""
+    """B23: IOERR, and the ring goes on."""
     queue, at = driver.queue, driver.arena.alloc(64)
     driver.arena.fill(at + 32, 1, POISON)
-    queue.add([(at, length)] if length else [], [(at + 32, 1)])
+    queue.add([(at, length)], [(at + 32, 1)])
     queue.kick()
     assert [used.length for used in queue.wait()] == [1]
     assert driver.arena.read(at + 32, 1) == bytes([StatusByte.IOERR])
     assert driver.read(0, 512)
+
+
+@vhostd_only("qsd counts the bytes of the chain, written or not")
+@pytest.mark.parametrize(
+    ("type_", "room", "status", "used_len"),
+    [
+        (Request.GET_ID, 4096, StatusByte.OK, 20),
+        (Request.GET_ID, 20, StatusByte.OK, 21),
+        (Request.GET_ID, 5, StatusByte.OK, 6),
+        (Request.FLUSH, 0, StatusByte.OK, 1),
+        (0x1234, 0, StatusByte.UNSUPP, 1),
+        (0x1234, 512, StatusByte.UNSUPP, 0),
+        (Request.IN, 511, StatusByte.IOERR, 0),
+    ],
+)
+def test_used_lengths_count_what_was_written_without_a_gap(driver, type_, room, status, used_len):
+    """2.7.8.2: at least `len` bytes were written, from the first device-writable one on."""
+    done = driver.request(type_, read_len=room)
+    assert (done.status, done.used_len) == (status, used_len)
 
 
 def test_depth_of_the_whole_ring_in_any_order(disk, image_bytes):

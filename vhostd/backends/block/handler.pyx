@@ -86,10 +86,9 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     """Write the status byte and return the chain. `written`: what was put into device-writable buffers before it."""
     cdef queue_t *q = b.r.slots[0].q
     r.status_at[0] = status
-    if status == BLK_S_OK:
-        written += 1  # the status byte follows what was written without a gap
-    elif r.kind == OP_WRITE or r.kind == OP_FLUSH or r.kind == OP_DISCARD or r.kind == OP_ZERO:
-        written = 1
+    # 2.7.8.2: a used length counts from the first device-writable byte on, and only what was written without a gap.
+    if written == r.room:
+        written += 1
     if status == BLK_S_IOERR:
         count(q.counters, C_IOERR, 1)
     elif status == BLK_S_UNSUPP:

@@ -44,6 +44,7 @@ cdef struct blk_req_t:
     uint64_t offset  # bytes: of data, or of the segment at hand
     uint64_t len  # bytes, all of it
     uint64_t done  # bytes
+    uint64_t room  # device-writable bytes before the status byte
     uint32_t written  # bytes of device-writable buffers written before the status byte, for OP_ANSWER
     uint32_t iov_count
     iovec *iov  # what is still to be transferred

@@ -144,6 +144,7 @@ cdef int request_parse(blk_req_t *r, chain_t *chain, const disk_t *disk) noexcep
     if last.iov_len == 0:
         writable_count -= 1
     writable_len = chain.writable_len - 1
+    r.room = writable_len
     if chain.bad or chain.readable_len < BLK_HEADER_LEN:
         answer(r, BLK_S_IOERR, 0)
         return 0
