@@ -160,8 +160,8 @@ class Card:
         self.virtqueues = []
 
     @classmethod
-    async def open(cls, netns, *, poll_ns=0, workers=1, **options):
-        options = {"tap": "tap0", "create": True, "netns": netns.path, "name": "net0"} | options
+    async def open(cls, where, *, poll_ns=0, workers=1, **options):
+        options = {"tap": "tap0", "create": True, "netns": where.path, "name": "net0"} | options
         backend = await NetBackend.open(NetOptions(**options))
         pool = WorkerPool(workers, uring=False, poll_ns=poll_ns)
         pool.start()

@@ -1,5 +1,6 @@
 """virtio-net: features, configuration space (5.1.4), and a handler for each pair of queues."""
 
+import logging
 import struct
 from typing import Self
 
@@ -7,10 +8,12 @@ from vhostd.backends.net import tap as tap_module
 from vhostd.backends.net.options import NetOptions
 from vhostd.backends.net.pair import NetHandler
 from vhostd.backends.net.tap import Tap, default_mac
-from vhostd.errors import ConfigError, RemoteProtocolError
+from vhostd.errors import BackendError, ConfigError, RemoteProtocolError
 from vhostd.spec import net, virtio
 from vhostd.spec.net import Feature
 from vhostd.workers.loop import Loop
+
+log = logging.getLogger(__name__)
 
 _STATUS_LINK_UP = 1
 _VLAN_LEN = 8  # two tags: they do not count towards the MTU
@@ -188,7 +191,10 @@ class NetBackend:
     def on_session_end(self) -> None:
         """Nobody understands unfinished checksums and segments any more."""
         self._acked = 0
-        self._tap.set_offload(0)
+        try:
+            self._tap.set_offload(0)
+        except BackendError as error:
+            log.warning("the tap is gone", extra={"tap": self._tap.name, "why": error})
         self._tell_handlers()
 
     def close(self) -> None:

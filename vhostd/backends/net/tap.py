@@ -289,7 +289,10 @@ def _open_queue(name: str, *, many: bool) -> Fd:
 
 
 def _identify(fd: Fd, others: str, *, several: bool) -> tuple[str, bool]:
-    """Return the name of an inherited tap and whether it is multi-queue. Raises ConfigError unless we can serve it."""
+    """Return the name of an inherited tap and whether it is multi-queue. Raises ConfigError unless we can serve it.
+
+    That it has IFF_NO_PI must be believed: the kernel says so of every tap.
+    """
     try:
         answer = fcntl.ioctl(fd.number, _TUNGETIFF, bytes(_IFREQ_LEN))
     except OSError as error:
@@ -298,8 +301,6 @@ def _identify(fd: Fd, others: str, *, several: bool) -> tuple[str, bool]:
     (flags,) = struct.unpack_from("H", answer, 16)
     if not flags & _IFF_TAP:
         raise ConfigError(f"tap fd {fd.number}: {name} is a tun device (IFF_TUN): it carries no Ethernet frames")
-    if not flags & _IFF_NO_PI:
-        raise ConfigError(f"tap fd {fd.number}: {name} was opened without IFF_NO_PI")
     if not flags & _IFF_VNET_HDR:
         raise ConfigError(f"tap fd {fd.number}: {name} was opened without vnet_hdr (IFF_VNET_HDR)")
     if others and name != others:

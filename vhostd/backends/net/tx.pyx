@@ -53,8 +53,8 @@ cdef int clean(net_header_t *h, uint32_t frame_len, uint64_t mode) noexcept nogi
         or h.gso_size > GSO_SIZE_MAX
     ):
         return 0
-    if h.hdr_len > frame_len:
-        h.hdr_len = <uint16_t>min(frame_len, <uint32_t>0xFFFF)
+    if h.hdr_len < ETH_HEADER_LEN or h.hdr_len > frame_len:
+        h.hdr_len = 0  # the kernel refuses such a hint, and needs none
     return 1
 
 
