@@ -1,20 +1,15 @@
 """Each test runs against every back-end there is: what qemu-storage-daemon passes too checks the document."""
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.backends import STARTERS
+from vhostd.driver.frontend import Frontend
 from vhostd.driver.session import open_session
 
-MAKERS = [
-    name
-    for name in STARTERS
-    if name != "vhostd" or "VHOSTD_BLK" in os.environ or importlib.util.find_spec("vhostd.cli.main")
-]
 IMAGE_LEN = 16 << 20  # bytes
 PATTERN_LEN = 1 << 20
 
@@ -30,12 +25,10 @@ def pattern(offset, length):
 
 def vhostd_only(reason):
     """Mark a test of a rule that qemu-storage-daemon breaks, with what it does instead."""
-    return pytest.mark.parametrize(
-        "maker", [pytest.param(maker, id=f"vhostd ({reason})") for maker in MAKERS if maker == "vhostd"], indirect=True
-    )
+    return pytest.mark.parametrize("maker", [pytest.param("vhostd", id=f"vhostd ({reason})")], indirect=True)
 
 
-@pytest.fixture(params=sorted(MAKERS))
+@pytest.fixture(params=sorted(STARTERS))
 def maker(request):
     """Which back-end."""
     return request.param
@@ -96,10 +89,54 @@ def start(maker, image, tmp_path):
     assert not died, died
 
 
+class Pool:
+    """The back-ends that tests share: one of each maker, replaced when it died or answers no more."""
+
+    def __init__(self, folder, image_bytes):
+        self.folder = folder
+        self.image_bytes = image_bytes
+        self.backends = {}
+        self.started = 0
+
+    def get(self, maker):
+        """A running back-end whose image is as new."""
+        image = self.folder / f"{maker}.raw"
+        with image.open("r+b" if image.exists() else "wb") as file:
+            file.write(self.image_bytes + bytes(IMAGE_LEN - PATTERN_LEN))
+        if maker not in self.backends:
+            self.started += 1
+            self.backends[maker] = STARTERS[maker](image, self.folder / f"{self.started}.sock")
+        return self.backends[maker]
+
+    def check(self, maker):
+        """After each test: it lives and answers a new front-end."""
+        backend = self.backends[maker]
+        try:
+            assert backend.alive, f"{maker} exited with {backend.process.returncode}:\n{backend.log.read_text()}"
+            with Frontend.connect(backend.socket) as frontend:
+                frontend.negotiate()
+        except BaseException:
+            del self.backends[maker]
+            backend.stop()
+            raise
+
+    def close(self):
+        for backend in self.backends.values():
+            backend.stop()
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory, image_bytes):
+    pool = Pool(tmp_path_factory.mktemp("disks"), image_bytes)
+    yield pool
+    pool.close()
+
+
 @pytest.fixture
-def disk(start):
-    """A back-end with one queue."""
-    return start()
+def disk(maker, pool):
+    """A back-end with one queue and a new image, which other tests use before and after."""
+    yield Disk(pool.get(maker))
+    pool.check(maker)
 
 
 def open_fds(pid):
