@@ -130,4 +130,14 @@ def start_vhostd(image, socket, *, queues=1, read_only=False, serial=None, optio
     return _spawn("vhostd", command, image, socket, cpus, queues=queues, read_only=read_only)
 
 
+def start_card(socket, *, tap="tap0", netns=None, queues=1, options=(), cpus=None):
+    """Start `vhostd net` with a tap made for it in `netns`; `options` are further words of the command line."""
+    command = [sys.executable, "-m", "vhostd.cli.main", "net", tap, "--create", "--socket-path", str(socket)]
+    command += ["--queues", str(queues)]
+    if netns is not None:
+        command += ["--netns", netns]
+    command += options
+    return _spawn("vhostd", command, "", socket, cpus, queues=queues)
+
+
 STARTERS = {"vhostd": start_vhostd, "qemu-storage-daemon": start_qsd}

@@ -34,6 +34,9 @@ class Backend(Protocol):
     def set_mtu(self, mtu: int) -> None:
         """NET_SET_MTU. Raises RemoteProtocolError for a value that cannot be served."""
 
+    def announce(self, mac: bytes) -> None:
+        """SEND_RARP: have the network learn where `mac` is. Raises RemoteProtocolError for no card's address."""
+
     def handler_count(self) -> int:
         """How many handlers serve all rings."""
 

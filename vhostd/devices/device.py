@@ -45,6 +45,8 @@ def offer_of(backend: Backend) -> Offer:
         features |= ProtocolFeature.CONFIG
     if backend.mtu_settable:
         features |= ProtocolFeature.NET_MTU
+    if backend.kind == "net":
+        features |= ProtocolFeature.RARP
     return Offer(
         features=backend.features,
         protocol_features=features,

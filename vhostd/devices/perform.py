@@ -187,6 +187,9 @@ class Performer:
     async def _set_mtu(self, action: act.SetMtu) -> None:
         self._backend.set_mtu(action.mtu)
 
+    async def _send_rarp(self, action: act.SendRarp) -> None:
+        self._backend.announce(action.mac)
+
     # Memory.
 
     def _map(self, region: MemRegion, fd: Fd) -> Region:
@@ -383,4 +386,5 @@ class Performer:
         act.SetStatus: _set_status,
         act.ResetDevice: _reset_device,
         act.SetMtu: _set_mtu,
+        act.SendRarp: _send_rarp,
     }

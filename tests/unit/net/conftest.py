@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from tests.unit.net.rig import Card, Netns, Wire
+from tests.support.net import Netns, Wire
+from tests.unit.net.rig import Card
 
 collect_ignore_glob = [] if os.geteuid() == 0 else ["test_[!f]*.py"]
 

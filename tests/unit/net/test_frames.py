@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.unit.net.rig import FULL, GUEST, HOST, MODERN, RING, frame, udp_frame, udp_port
+from tests.support.net import GUEST, HOST, frame, udp_frame, udp_port
+from tests.unit.net.rig import FULL, MODERN, RING
 from vhostd.spec import virtio
 from vhostd.spec.net import Feature
 

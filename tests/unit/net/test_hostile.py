@@ -4,7 +4,8 @@ import struct
 
 import pytest
 
-from tests.unit.net.rig import FULL, GUEST, HOST, MODERN, frame, tcp_segment
+from tests.support.net import GUEST, HOST, frame, tcp_segment
+from tests.unit.net.rig import FULL, MODERN
 from vhostd.driver.arena import Arena, Region
 from vhostd.driver.net import NetHeader
 from vhostd.queues.queue import Code

@@ -7,11 +7,13 @@ import struct
 
 import pytest
 
-from tests.unit.net.rig import FULL, GUEST, HOST, MODERN, SIOCETHTOOL, frame, tcp_segment
+from tests.support.net import GUEST, HOST, frame, tcp_segment
+from tests.unit.net.rig import FULL, MODERN
 from vhostd.backends.net.backend import effective
 from vhostd.driver.net import NetHeader
 from vhostd.spec.net import Feature
 
+SIOCETHTOOL = 0x8946
 ETHTOOL_GTXCSUM, ETHTOOL_GTSO = 0x16, 0x1E
 OFFLOADS = MODERN | int(Feature.MRG_RXBUF)
 

@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from tests.unit.net.rig import FULL, GUEST, HOST, Wire, frame
+from tests.support.net import GUEST, HOST, Wire, frame
+from tests.unit.net.rig import FULL
 from vhostd.backends.net.backend import NetBackend
 from vhostd.backends.net.options import NetOptions
 from vhostd.backends.net.tap import Tap, default_mac

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from tests.unit.net.rig import FULL, GUEST, HOST, MODERN, frame, tcp_segment
+from tests.support.net import GUEST, HOST, frame, tcp_segment
+from tests.unit.net.rig import FULL, MODERN
 from vhostd.spec import virtio
 
 

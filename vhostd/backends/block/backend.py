@@ -141,6 +141,10 @@ class BlockBackend:
         """Refuse: a disk has none."""
         raise RemoteProtocolError("NET_SET_MTU: this is a disk")
 
+    def announce(self, mac: bytes) -> None:
+        """Refuse: a disk has no address."""
+        raise RemoteProtocolError(f"SEND_RARP: {mac.hex(':')}: this is a disk")
+
     def handler_count(self) -> int:
         """One for each ring."""
         return self.rings
