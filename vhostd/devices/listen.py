@@ -26,7 +26,7 @@ class Listener:
         """Bind and listen. Raises ConfigError that says why the path cannot be had and what to do."""
         self.path = path
         self._mode = mode
-        self._gid = -1 if group is None else group_id(group)
+        self._gid = None if group is None else group_id(group)
         self.socket, self._identity = self._bind()
 
     def is_there(self) -> bool:
@@ -69,7 +69,8 @@ class Listener:
                 finally:
                     os.umask(mask)
                 try:
-                    os.chown(self.path, -1, self._gid, follow_symlinks=False)
+                    if self._gid is not None:
+                        os.chown(self.path, -1, self._gid, follow_symlinks=False)
                     made.listen(BACKLOG)
                 except OSError:
                     self.path.unlink()

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterable
+from pathlib import Path
 
 import prctl
 
@@ -34,7 +35,8 @@ def limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        with contextlib.suppress(PermissionError):  # a service manager's filter may have it so
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def close_others(keep: Iterable[int]) -> None:
@@ -62,10 +64,16 @@ def lock_down() -> None:
         # The bounding set can only be emptied while we still may; a plain user never could, and has nothing in it.
         with contextlib.suppress(PermissionError):
             prctl.capbset.limit()
-        prctl.cap_inheritable.limit()
-        prctl.cap_effective.limit()
-        prctl.cap_permitted.limit()
+        if _has_capabilities():  # else a service manager's filter may refuse even to give up what is not there
+            prctl.cap_inheritable.limit()
+            prctl.cap_effective.limit()
+            prctl.cap_permitted.limit()
         prctl.set_no_new_privs(1)
         prctl.set_dumpable(0)
     except OSError as error:
         raise ConfigError(f"privileges cannot be given up: {error.strerror}") from None
+
+
+def _has_capabilities() -> bool:
+    words = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text("ascii").splitlines())
+    return any(int(words[key], 16) for key in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
