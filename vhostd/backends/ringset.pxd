@@ -1,4 +1,4 @@
-"""The rings of one handler: started, drained, replaced and told things by mail. Embedded by each device type's handler."""
+"""The rings of one handler: started, drained, replaced and told things by mail. Embedded by each handler."""
 
 from libc.stdint cimport uint32_t, uint64_t
 

@@ -6,7 +6,6 @@ ours looks at the old rings or buffers any more.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 
 from vhostd.queues.codes cimport VQ_E_FAULT
 from vhostd.queues.counters cimport C_KICK_RECOVERED, C_KICKS, C_POLL_HITS, count
@@ -16,7 +15,7 @@ from vhostd.workers.handler cimport READY_AGAIN, READY_LATE, READY_POLL, handler
 from vhostd.workers.loop cimport (
     Loop, worker_add, worker_remove, worker_report, worker_t, worker_unwatch, worker_watch,
 )
-from vhostd.workers.mailbox cimport MAIL_LATER, Mail, make_mail
+from vhostd.workers.mailbox cimport MAIL_LATER, make_mail
 
 from vhostd.errors import LocalProtocolError
 
@@ -258,7 +257,7 @@ cdef class RingSet:
         return make_mail(do_stop, self.r, &order.c, (self, order, self.queues[slot]))
 
     def replace(self, int slot, Queue queue, bint drain):
-        """Go on with `queue`, same ring over new memory; None: its memory is gone. drain: wait for what is in flight."""
+        """Go on with `queue`, over new memory; None: its memory is gone. drain: wait for what is in flight."""
         cdef Order order = order_for(self, slot)
         old = self.queues[slot]
         order.c.q = &queue.c if queue is not None else NULL

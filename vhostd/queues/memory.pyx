@@ -141,7 +141,7 @@ cdef class Region:
             self.base = NULL
             reason = OSError(errno, os.strerror(errno))
             if reason.errno in (13, 1):
-                raise RemoteProtocolError(f"memory region: the fd cannot be mapped for reading and writing: {reason.strerror}")
+                raise RemoteProtocolError(f"memory region: the fd cannot be read and written: {reason.strerror}")
             raise BackendError("cannot map guest memory", reason)
         self.fault = fault
         self.slot = guard_add(self.base, self.base_len, &fault.flag)
@@ -234,8 +234,8 @@ cdef class GuestMemory:
     def translate(self, gpa, length):
         """Return our address of `length` bytes of guest memory at `gpa`.
 
-        Both in bytes. The range lies in one region: chain.pyx splits a buffer that crosses a border. The address is good
-        while this map is held: a new table is a new map, and requests in flight hold the old one.
+        Both in bytes. The range lies in one region: chain.pyx splits a buffer that crosses a border. The address is
+        good while this map is held: a new table is a new map, and requests in flight hold the old one.
         Raises GuestMemoryError for an unmapped byte or a sum past 64 bits.
         Spec: vhost-user, "Memory region description".
         """
@@ -250,7 +250,7 @@ cdef class GuestMemory:
         return <uint64_t>at
 
     def translate_uva(self, uva, length):
-        """Return our address of `length` bytes at the front-end's address `uva`, as `translate` does for guest addresses."""
+        """Return our address of `length` bytes at the front-end's address `uva`, as `translate` does for guest ones."""
         cdef uint32_t i
         if length <= 0 or uva < 0 or uva + length > U64:
             raise GuestMemoryError(f"user range {uva:#x}+{length:#x} is empty or passes 2^64")
@@ -263,7 +263,7 @@ cdef class GuestMemory:
         )
 
     def read(self, gpa, length):
-        """Return a copy of `length` bytes at `gpa`, over borders of adjacent regions; GuestMemoryError when unmapped."""
+        """Return a copy of `length` bytes at `gpa`, over borders of regions; GuestMemoryError when unmapped."""
         cdef uint32_t hint = 0
         if length < 0 or gpa < 0 or gpa + length > U64:
             raise GuestMemoryError(f"guest range {gpa:#x}+{length:#x} passes 2^64")

@@ -5,7 +5,6 @@ import enum
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from posix.unistd cimport write
 
 from vhostd.atomics cimport load_relaxed_u16, load_acquire_u32
 from vhostd.queues.chain cimport CHAIN_INDIRECT_MAX, CHAIN_IOV_MAX, chain_t, chain_walk
@@ -119,10 +118,10 @@ cdef void queue_adopt(queue_t *q, const queue_t *old) noexcept nogil:
 cdef class Queue:
     """A split virtqueue in mapped guest memory; what its worker runs.
 
-    size: descriptors. desc, avail, used: our addresses are found from the front-end's (`*_uva`, bytes), each area wholly
-    in one region, event fields included. base: the available index to start at (vhost-user SET_VRING_BASE).
-    Raises RemoteProtocolError for a size that is no power of two or beyond 32768 and GuestMemoryError for an area that is
-    unmapped or misaligned. Spec: virtio 2.7; vhost-user, "Memory access".
+    size: descriptors. desc, avail, used: our addresses are found from the front-end's (`*_uva`, bytes), each area
+    wholly in one region, event fields included. base: the available index to start at (vhost-user SET_VRING_BASE).
+    Raises RemoteProtocolError for a size that is no power of two or beyond 32768 and GuestMemoryError for an area that
+    is unmapped or misaligned. Spec: virtio 2.7; vhost-user, "Memory access".
     """
 
     def __cinit__(self):
@@ -135,9 +134,9 @@ cdef class Queue:
         GuestMemory memory not None, Counters counters not None,
     ):
         if not 0 < size <= virtio.QUEUE_SIZE_MAX or size & (size - 1):
-            raise RemoteProtocolError(f"ring {index}: a queue size of {size} is not a power of two up to 32768 (virtio 2.7)")
+            raise RemoteProtocolError(f"ring {index}: {size} is not a power of two up to 32768 (virtio 2.7)")
         if not 0 <= base <= 0xFFFF:
-            raise RemoteProtocolError(f"ring {index}: base {base} is not an index of 16 bits (vhost-user, \"Vring state\")")
+            raise RemoteProtocolError(f"ring {index}: base {base} is not an index of 16 bits (virtio 2.7.6)")
         event_idx = bool(features & virtio.Feature.EVENT_IDX)
         for name, uva, align in (
             ("descriptor table", desc_uva, virtio.DESC_ALIGN),
@@ -145,16 +144,16 @@ cdef class Queue:
             ("used ring", used_uva, virtio.USED_ALIGN),
         ):
             if uva % align:
-                raise GuestMemoryError(f"ring {index}: the {name} at {uva:#x} is not aligned to {align} bytes (virtio 2.7)")
+                raise GuestMemoryError(f"ring {index}: the {name} at {uva:#x} is not aligned to {align} (virtio 2.7)")
         try:
             desc = memory.translate_uva(desc_uva, virtio.desc_table_len(size))
             avail = memory.translate_uva(avail_uva, virtio.avail_ring_len(size, event_idx=event_idx))
             used = memory.translate_uva(used_uva, virtio.used_ring_len(size, event_idx=event_idx))
         except GuestMemoryError as error:
             raise GuestMemoryError(f"ring {index}: {error}") from None
-        for name, address, align in (("descriptor table", desc, 16), ("available ring", avail, 2), ("used ring", used, 4)):
+        for name, address, align in (("descriptor table", desc, 16), ("available", avail, 2), ("used", used, 4)):
             if address % align:  # a mmap_offset that is not aligned can undo what the front-end aligned
-                raise GuestMemoryError(f"ring {index}: the {name} lies at an address of ours that is not aligned to {align}")
+                raise GuestMemoryError(f"ring {index}: the {name} ring is mapped at an address not aligned to {align}")
         self.index = index
         self.memory = memory
         self.counters = counters

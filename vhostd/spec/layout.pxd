@@ -1,7 +1,7 @@
 """Rings and headers as C structs.
 
-Hosts are little-endian, and so is each field here: VERSION_1 guests always, legacy guests of such hosts too. A port to a
-big-endian host starts by giving these fields accessors.
+Hosts are little-endian, and so is each field here: VERSION_1 guests always, legacy guests of such hosts too. A port to
+a big-endian host starts by giving these fields accessors.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

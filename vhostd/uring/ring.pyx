@@ -3,13 +3,13 @@
 import errno
 import os
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 from posix.unistd cimport close
 
 from vhostd.uring.liburing cimport (
     IORING_FEAT_NODROP, IORING_SETUP_CLAMP, IORING_SETUP_CQSIZE, IORING_SETUP_R_DISABLED, IORING_SQ_TASKRUN,
-    c_io_uring, io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
+    io_uring_cq_advance, io_uring_cq_ready, io_uring_cqe, io_uring_get_sqe,
     io_uring_params, io_uring_peek_batch_cqe, io_uring_prep_cancel64, io_uring_queue_exit, io_uring_queue_init_params,
     io_uring_cq_eventfd_toggle, io_uring_register_eventfd, io_uring_sqe, io_uring_sqe_set_data64,
     io_uring_submit_and_get_events,
@@ -128,7 +128,7 @@ cdef int errno_eagain = errno.EAGAIN
 
 
 cdef class Ring:
-    """An io_uring of `entries` submission entries and `completions` completion entries, disabled until its worker starts.
+    """An io_uring of `entries` submission entries and `completions` completion entries, disabled until enabled.
 
     Raises BackendError, with what is used instead, when the kernel does not give one.
     """

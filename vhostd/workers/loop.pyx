@@ -3,8 +3,7 @@
 import os
 
 from libc.errno cimport EINTR, errno
-from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vhostd.atomics cimport cpu_relax, load_relaxed_u64, store_relaxed_u64
 from vhostd.uring.ring cimport (
@@ -12,7 +11,7 @@ from vhostd.uring.ring cimport (
 )
 from vhostd.workers.handler cimport READY_LATE, READY_POLL, handler_t, op_t, source_t
 from vhostd.workers.mailbox cimport (
-    MAIL_LATER, Mail, Mailbox, mail_t, mailbox_answer, mailbox_take, mailbox_waiting, make_mail,
+    MAIL_LATER, Mailbox, mail_t, mailbox_answer, mailbox_take, mailbox_waiting, make_mail,
 )
 
 from vhostd.errors import BackendError
@@ -83,8 +82,8 @@ cdef void worker_remove(worker_t *w, handler_t *h) noexcept nogil:
 
 
 cdef int worker_watch(worker_t *w, source_t *source, uint32_t events) noexcept nogil:
-    # Edge-triggered: each write to an eventfd wakes us once, though nobody reads it. That saves a read per wake-up, and a
-    # descriptor that stays readable for ever (end of file, a hostile peer) cannot make us spin.
+    # Edge-triggered: each write to an eventfd wakes us once, though nobody reads it. That saves a read per wake-up, and
+    # a descriptor that stays readable for ever (end of file, a hostile peer) cannot make us spin.
     cdef epoll_event event
     event.events = events | EPOLLET
     event.data.ptr = source
@@ -193,10 +192,10 @@ cdef int look_around(worker_t *w, uint32_t mark) noexcept nogil:
 cdef int poll_before_sleep(worker_t *w) noexcept nogil:
     """Look for up to poll_now_ns. Grows on a hit, shrinks on a miss, as halt_poll does."""
     cdef int64_t until = now_ns() + w.poll_now_ns
-    cdef int i
+    cdef int _i
     tally(&w.counters.polls)
     while True:
-        for i in range(8):
+        for _i in range(8):
             if look_around(w, READY_POLL) or mailbox_waiting(w.mailbox) or (
                 w.uring != NULL and w.uring.in_flight and uring_ready(w.uring)
             ):

@@ -1,4 +1,4 @@
-"""Through preadv2 and pwritev2, in the worker itself: for what is in the page cache, and where io_uring is not to be had."""
+"""Through preadv2 and pwritev2, in the worker itself: for cached data, and where io_uring is not to be had."""
 
 from libc.stdint cimport int64_t, uint32_t
 

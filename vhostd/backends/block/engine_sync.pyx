@@ -1,4 +1,4 @@
-"""Through preadv2 and pwritev2, in the worker itself: for what is in the page cache, and where io_uring is not to be had."""
+"""Through preadv2 and pwritev2, in the worker itself: for cached data, and where io_uring is not to be had."""
 
 from libc.errno cimport EINVAL, EOPNOTSUPP, errno
 from libc.stddef cimport size_t
@@ -8,7 +8,9 @@ from posix.types cimport off_t
 from posix.uio cimport iovec
 
 from vhostd.atomics cimport load_relaxed_u32
-from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_DONE, FALLOC_DISCARD, FALLOC_ZERO, TRANSFER_IOV_MAX, engine_t
+from vhostd.backends.block.engine cimport (
+    BOUNCE_LEN, ENGINE_DONE, FALLOC_DISCARD, FALLOC_ZERO, TRANSFER_IOV_MAX, engine_t,
+)
 from vhostd.backends.block.request cimport OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE, OP_ZERO, blk_req_t
 from vhostd.spec.layout cimport BLK_WRITE_ZEROES_UNMAP
 

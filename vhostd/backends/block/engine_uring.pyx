@@ -1,13 +1,12 @@
 """Through io_uring: batches in one system call, and nothing that waits for a disk waits in the worker.
 
-Two cases are faster in the worker itself, and stay there. A batch of one or two reads is tried from the page cache first
-(RWF_NOWAIT): one call instead of an enter and its bookkeeping. And a buffered write: ext4 has no way to start one without
-waiting, so io_uring hands each to a kernel thread, which costs more than the copy; it dirties the page cache and waits for
-no disk, unless the guest has outrun the host's dirty limit.
+Two cases are faster in the worker itself, and stay there. A batch of one or two reads is tried from the page cache
+first (RWF_NOWAIT): one call instead of an enter and its bookkeeping. And a buffered write: ext4 has no way to start
+one without waiting, so io_uring hands each to a kernel thread, which costs more than the copy; it dirties the page
+cache and waits for no disk, unless the guest has outrun the host's dirty limit.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
-from posix.uio cimport iovec
 
 from vhostd.atomics cimport load_relaxed_u32
 from vhostd.backends.block.engine cimport ENGINE_DONE, ENGINE_LATER, TRANSFER_IOV_MAX, engine_t
@@ -15,7 +14,7 @@ from vhostd.backends.block.engine_sync cimport segment_mode, sync_read_nowait, s
 from vhostd.backends.block.request cimport OP_FLUSH, OP_READ, OP_WRITE, blk_req_t
 from vhostd.uring.liburing cimport (
     IORING_FSYNC_DATASYNC, io_uring_prep_fallocate, io_uring_prep_fsync, io_uring_prep_read, io_uring_prep_readv2,
-    io_uring_prep_write, io_uring_prep_writev2, io_uring_sqe,
+    io_uring_prep_writev2, io_uring_sqe,
 )
 from vhostd.uring.ring cimport uring_entry
 

@@ -60,8 +60,8 @@ cdef enum:
     C_HOST_ERRORS
 
 COUNTER_NAMES = (
-    "reads", "read_bytes", "writes", "write_bytes", "flushes", "discards", "write_zeroes", "ids", "errors", "unsupported",
-    "answered_inline", "host_errors",
+    "reads", "read_bytes", "writes", "write_bytes", "flushes", "discards", "write_zeroes", "ids", "errors",
+    "unsupported", "answered_inline", "host_errors",
 )
 MAX_SEGMENTS = SEGMENTS_MAX
 MAX_SEGMENT_SECTORS = SEGMENT_SECTORS_MAX

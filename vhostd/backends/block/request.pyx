@@ -2,8 +2,8 @@
 
 Bytes frame a request, not descriptors (2.7.4): the header is the first 16 device-readable bytes wherever they lie, the
 status the last device-writable one. The header is copied once; what the guest does to its copy later changes nothing.
-Only 0, 1 and 2 are ever written as status: 1 for a range, a read-only disk or a malformed data part, 2 for a type or flag
-that is unknown or was not negotiated.
+Only 0, 1 and 2 are ever written as status: 1 for a range, a read-only disk or a malformed data part, 2 for a type or
+flag that is unknown or was not negotiated.
 """
 
 from libc.stddef cimport size_t

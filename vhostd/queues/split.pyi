@@ -1,0 +1,1 @@
+"""The split ring, device side; queue.Queue drives it from Python."""
