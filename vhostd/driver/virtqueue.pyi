@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, final
 
 from vhostd.driver.arena import Arena
 from vhostd.driver.layout import RingLayout
@@ -17,6 +17,7 @@ class Desc(NamedTuple):
     flags: int
     next: int
 
+@final
 class Virtqueue:
     watch_fd: int
     def __init__(

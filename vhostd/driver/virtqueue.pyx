@@ -9,6 +9,7 @@ import os
 import struct
 import time
 
+cimport cython
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport UINT64_MAX, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -154,6 +155,7 @@ cdef void ring_disarm(ring_t *ring) noexcept nogil:
         store_relaxed_u16(&ring.avail.flags, AVAIL_F_NO_INTERRUPT)
 
 
+@cython.final
 cdef class Virtqueue:
     """A split ring in an arena, with its three eventfds.
 
