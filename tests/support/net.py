@@ -75,8 +75,8 @@ class Wire:
     """The host's end of the tap: raw frames, with the kernel's virtio_net_hdr in front if `vnet`."""
 
     def __init__(self, netns, name, *, vnet=False, timeout=5.0):
-        self._socket = netns.call(self._open, name, vnet)
-        self._socket.settimeout(timeout)
+        self.socket = netns.call(self._open, name, vnet)
+        self.socket.settimeout(timeout)
 
     @staticmethod
     def _open(name, vnet):
@@ -89,20 +89,20 @@ class Wire:
         return opened
 
     def send(self, data):
-        self._socket.send(data)
+        self.socket.send(data)
 
     def receive(self, timeout=None):
         """The next frame from the guest."""
         if timeout is not None:
-            self._socket.settimeout(timeout)
-        return self._socket.recv(70000)
+            self.socket.settimeout(timeout)
+        return self.socket.recv(70000)
 
     def silent(self, seconds=0.05):
         """Whether nothing comes for a while."""
-        return not select.select([self._socket], [], [], seconds)[0]
+        return not select.select([self.socket], [], [], seconds)[0]
 
     def close(self):
-        self._socket.close()
+        self.socket.close()
 
 
 def frame(payload=b"", *, to=GUEST, source=HOST, length=None):
