@@ -16,8 +16,9 @@ SECONDS = 60 if "VHOSTD_SANITIZED" in os.environ else 20
 
 
 def command(name: str) -> str:
-    """The installed entry point, beside the interpreter that runs the tests."""
-    return str(Path(sys.executable).parent / name)
+    """The installed entry point, beside the interpreter that runs the tests; else what the system has."""
+    installed = Path(sys.executable).parent / name
+    return str(installed) if installed.exists() else name
 
 
 class Daemon:

@@ -300,3 +300,14 @@ class TestConventions:
         assert done.returncode in (2, 6)
         assert says in done.stderr
         assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif("VHOSTD_SANITIZED" in os.environ, reason="sanitizers cost memory and time of their own")
+def test_a_device_is_small_and_starts_quickly(start: Start, image: Path) -> None:
+    """At most 35 MiB, and 0.25 s from start to ready: in CPU time, for the machine may have other work."""
+    daemon = start("vhostd", "blk", image)
+    process = Path(f"/proc/{daemon.process.pid}")
+    ticks = process.joinpath("stat").read_text().rpartition(")")[2].split()
+    assert (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK") <= 0.25
+    status = dict(line.split(":\t", 1) for line in process.joinpath("status").read_text().splitlines())
+    assert int(status["VmRSS"].split()[0]) <= 35 * 1024
