@@ -11,6 +11,7 @@ import pytest
 from qemu.qmp import ExecuteError, QMPClient
 
 from vhostd.control import commands, server
+from vhostd.control import link as link_module
 from vhostd.control.client import ControlClient
 from vhostd.control.link import ControlLink
 from vhostd.control.server import ControlServer
@@ -235,3 +236,26 @@ async def test_a_link_whose_other_end_goes_before_it_greets() -> None:
     theirs.close()
     with pytest.raises(EOFError):
         await ControlLink(lambda *_: None).open(ours)
+
+
+@pytest.mark.parametrize(
+    "said", [b"junk\r\n", b"[]\r\n", b'{"error":1}\r\n', b'{"event":1}\r\n', b"{" + b"x" * 100_000]
+)
+async def test_a_device_process_that_talks_nonsense_is_hung_up_on(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest may own it: nothing it says may do more than end its own conversation."""
+    monkeypatch.setattr(link_module, "LINE_LIMIT", 50_000)
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b'{"QMP":{}}\r\n')
+    link = ControlLink(lambda *_: None)
+    opening = asyncio.ensure_future(link.open(ours))
+    loop = asyncio.get_running_loop()
+    theirs.setblocking(False)
+    asked = json.loads(await loop.sock_recv(theirs, 1000))
+    await loop.sock_sendall(theirs, json.dumps({"return": {}, "id": asked["id"]}).encode() + b"\r\n")
+    await opening
+    asking = asyncio.ensure_future(link.execute("query-devices"))
+    await loop.sock_sendall(theirs, said)
+    with pytest.raises(ControlError, match="went"):
+        await asking
+    await link.close()
+    theirs.close()

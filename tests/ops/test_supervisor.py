@@ -205,3 +205,13 @@ def test_sockets_of_the_service_manager_go_to_the_devices_of_their_names(
         assert daemon.end() == 0
     assert (tmp_path / "given").exists()
     assert not (tmp_path / "one.sock").exists()
+
+
+def test_a_device_that_is_ended_politely_ends_by_itself_and_is_started_again(
+    start: Start, file: Path, control: Path
+) -> None:
+    daemon = start("vhostd", "serve", file)
+    os.kill(pids(control)["one"], signal.SIGTERM)
+    daemon.hear("STATUS=1 of 2")
+    daemon.hear("STATUS=2 of 2")
+    assert "device process ended; starting it again device=one code=0" in daemon.log

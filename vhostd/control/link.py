@@ -26,12 +26,12 @@ class ControlLink:
     async def open(self, connection: socket.socket) -> None:
         """Wait for the greeting and negotiate. The socket is ours from now on.
 
-        Raises EOFError when the other end goes before it greets.
+        Raises EOFError when the other end goes before it greets, ControlError when it goes after that.
         """
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=LINE_LIMIT)
         self._writer = writer
         greeting = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, ValueError):
             greeting = await reader.readline()
         if not greeting:
             writer.close()
@@ -56,6 +56,11 @@ class ControlLink:
         finally:
             self._waiting.pop(number, None)
 
+    async def hung_up(self) -> None:
+        """Wait until the other end is gone, or said what nobody understands."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Hang up."""
         if self._task is not None:
@@ -67,22 +72,38 @@ class ControlLink:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            with contextlib.suppress(ConnectionError):
+            # A device process may belong to its guest: a line that is too long or no message ends the conversation.
+            with contextlib.suppress(ConnectionError, ValueError, msgspec.MsgspecError):
                 while line := await reader.readline():
-                    self._take(msgspec.json.decode(line, type=dict[str, Any]))
+                    self._take(msgspec.json.decode(line, type=_Message))
         finally:
             for answer in self._waiting.values():
                 if not answer.done():
                     answer.set_exception(ControlError("the device process went"))
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if "event" in message:
-            self._events(str(message["event"]), message.get("data", {}))
+    def _take(self, message: "_Message") -> None:
+        if message.event is not None:
+            self._events(message.event, message.data)
             return
-        answer = self._waiting.get(message.get("id", 0))
+        answer = self._waiting.get(message.id)
         if answer is None or answer.done():
             return
-        if "error" in message:
-            answer.set_exception(ControlError(str(message["error"].get("desc")), str(message["error"].get("class"))))
+        if message.error is not None:
+            answer.set_exception(ControlError(message.error.desc, message.error.qmp_class))
         else:
-            answer.set_result(message.get("return"))
+            answer.set_result(message.answer)
+
+
+class _Failure(msgspec.Struct):
+    qmp_class: str = msgspec.field(name="class")
+    desc: str
+
+
+class _Message(msgspec.Struct):
+    """An answer or an event."""
+
+    id: int = 0
+    answer: Any = msgspec.field(name="return", default=None)
+    error: _Failure | None = None
+    event: str | None = None
+    data: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 import msgspec
 
 from vhostd.config import Config, Disk, Net
+from vhostd.control.commands import EVENTS
 from vhostd.control.link import ControlLink
 from vhostd.control.server import ControlServer
 from vhostd.control.systemd import Notifier
@@ -152,11 +154,13 @@ class Supervisor:
         finally:
             theirs.close()
             handover.close()
-        link = ControlLink(self._control.emit)
+        link = ControlLink(functools.partial(self._emit, member))
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await link.open(ours)
-        except EOFError:
+        except (EOFError, ControlError):
+            await link.close()
+            self._kill(member, signal.SIGKILL)  # most often it is gone already
             return await member.ended
         except TimeoutError:
             await link.close()
@@ -171,7 +175,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         pause, since = PAUSES[0], loop.time()
         while True:
-            code = await asyncio.shield(member.ended)
+            code = await self._end_of(member)
             await self._lose(member)
             log.warning(
                 "device process ended; starting it again",
@@ -187,6 +191,19 @@ class Supervisor:
                 log.info("device serves again", extra={"device": member.settings.name, "restarts": member.restarts})
                 self._notifier.status(self._state())
 
+    async def _end_of(self, member: Member) -> int:
+        """Wait for the end of a device's process; one that no longer converses with us is brought to it."""
+        if member.link is not None:
+            hung_up = asyncio.ensure_future(member.link.hung_up())
+            waiting: list[asyncio.Future[Any]] = [member.ended, hung_up]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hung_up.cancel()
+            await asyncio.wait([member.ended], timeout=END_SECONDS)  # it may be about to end, and drains
+            self._kill(member, signal.SIGKILL)
+        return await asyncio.shield(member.ended)
+
     async def _lose(self, member: Member) -> None:
         link, member.link = member.link, None
         if link is not None:
@@ -196,15 +213,21 @@ class Supervisor:
             member.handover = None
         self._notifier.status(self._state())
 
+    def _emit(self, member: Member, event: str, data: dict[str, Any]) -> None:
+        if event in EVENTS:
+            self._control.emit(event, {**data, "device": member.settings.name})
+
     async def _ask(self, command: str) -> list[tuple[Member, list[dict[str, Any]]]]:
         async def one(member: Member) -> list[dict[str, Any]]:
             if member.link is None:
                 return []
             try:
-                return list(await member.link.execute(command))
-            except ControlError as error:
+                answer = msgspec.convert(await member.link.execute(command), list[dict[str, Any]])
+            except (ControlError, msgspec.ValidationError) as error:
                 log.warning("%s", error, extra={"device": member.settings.name})
                 return []
+            # A process that its guest owns must not speak for another device.
+            return [{**found, "name": member.settings.name} for found in answer]
 
         return list(zip(self._members, await asyncio.gather(*map(one, self._members)), strict=True))
 
