@@ -15,7 +15,9 @@ _ACCEPTING = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 _LOG_TAIL = 4000
 
 
-async def output_of(*argv: str | Path, cwd: Path | None = None, deadline: float = 120) -> str:
+async def output_of(
+    *argv: str | Path, cwd: Path | None = None, deadline: float = 120, pass_fds: Sequence[int] = ()
+) -> str:
     """Run a program and return what it printed.
 
     `deadline` in seconds. Raises DemoError when the program is missing, fails, or takes longer.
@@ -30,6 +32,7 @@ async def output_of(*argv: str | Path, cwd: Path | None = None, deadline: float 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "LC_ALL": "C"},
+        pass_fds=pass_fds,
     )
     try:
         async with asyncio.timeout(deadline):
