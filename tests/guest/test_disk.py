@@ -5,15 +5,11 @@ import os
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.guest.lab import MIB, Lab, file_digest, pattern, settle, sha256, wait_in
-from tests.guest.peers import PEER
+from tests.guest.markers import both, ours
 from vhostd.demo.programs import output_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()  # the guest's /bin/busybox
-ours = pytest.mark.skipif(PEER != "vhostd", reason="qemu-storage-daemon does otherwise")
-both = pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=ours)], ids=["modern", "legacy"])
 
 
 @both
