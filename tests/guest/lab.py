@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,13 @@ class Lab:
         return made
 
     async def nic(
-        self, *, pairs: int = 1, mtu: int = 1500, legacy: bool = False, properties: dict[str, Any] | None = None
+        self,
+        *,
+        pairs: int = 1,
+        mtu: int = 1500,
+        legacy: bool = False,
+        properties: dict[str, Any] | None = None,
+        boot_rom: bool = False,
     ) -> tuple[Nic, Namespace]:
         """Serve a tap with HOST_ADDRESS; return it as a front-end attaches it, and the network behind it."""
         namespace = self.namespace()
@@ -121,7 +126,9 @@ class Lab:
         if legacy:
             words |= {"disable-modern": True, "disable-legacy": "off"}
         self._count += 1
-        return Nic(socket, f"net{self._count}", pairs, properties=words | (properties or {})), namespace
+        return Nic(
+            socket, f"net{self._count}", pairs, boot_rom=boot_rom, properties=words | (properties or {})
+        ), namespace
 
     async def guest(self, *devices: Disk | Nic, cpus: int = 1) -> Machine:
         """A restored guest with `devices` plugged."""
@@ -141,9 +148,9 @@ class Lab:
         self.machines.append(started)
         return started
 
-    async def firmware(self, *devices: Disk | Nic, extra: Sequence[str] = ()) -> Machine:
-        """A machine without a kernel: what its firmware prints comes over the serial line."""
-        config = MachineConfig(machine="pc,graphics=off", extra=tuple(extra))
+    async def firmware(self, *devices: Disk | Nic, console: bool = False) -> Machine:
+        """A machine without a kernel; with `console`, what its firmware prints comes over the serial line."""
+        config = MachineConfig(machine="pc,graphics=off" if console else "pc")
         started = await self._stack.enter_async_context(
             machine(config, log=self.name("qemu-log"), devices=devices, ready=False)
         )

@@ -35,7 +35,7 @@ async def test_seabios_boots_reads_and_writes(lab: Lab, legacy: bool) -> None:
 @pytest.mark.parametrize("legacy", [False, True], ids=["modern", "legacy"])
 async def test_ipxe_boots_linux_over_the_card(lab: Lab, legacy: bool) -> None:
     """iPXE takes a lease by DHCP, its script by TFTP, kernel and initramfs by HTTP; then Linux boots from them."""
-    nic, namespace = await lab.nic(legacy=legacy, properties={"romfile": "pxe-virtio.rom", "bootindex": 1})
+    nic, namespace = await lab.nic(legacy=legacy, boot_rom=True, properties={"bootindex": 1})
     config = lab.images.config()
     words = config.command()
     append = words[words.index("-append") + 1]
@@ -48,7 +48,7 @@ async def test_ipxe_boots_linux_over_the_card(lab: Lab, legacy: bool) -> None:
     }
     server = NetBoot(namespace, "tap0", HOST_ADDRESS, GUEST_ADDRESS, files)
     async with server.serving():
-        machine = await lab.firmware(nic)
+        machine = await lab.firmware(nic, console=True)
         await machine.guest.ready(100)
         assert server.seen[0] == "dhcp"
         assert server.seen[-3:] == ["tftp boot.ipxe", "http vmlinuz", "http initramfs"]

@@ -51,6 +51,8 @@ class Nic:
     name: str = "net0"
     pairs: int = 1
     mac: str = "52:54:00:12:34:56"
+    boot_rom: bool = False
+    """With QEMU's own ROM (iPXE), which it fits to the device; one that is named is taken as it is."""
     properties: dict[str, Any] = field(default_factory=dict)
 
     def netdev(self) -> dict[str, Any]:
@@ -65,13 +67,14 @@ class Nic:
     def device(self) -> dict[str, Any]:
         """Return the device as -device and device_add take it."""
         pairs = {"mq": True, "vectors": 2 * self.pairs + 2} if self.pairs > 1 else {}
+        # Without its boot ROM a device is plugged faster, and a guest has no use for it after its firmware.
+        rom = {} if self.boot_rom else {"romfile": ""}
         return {
             "driver": "virtio-net-pci",
             "id": self.name,
             "netdev": f"{self.name}-netdev",
             "mac": self.mac,
-            # No boot ROM: a device is plugged faster without, and a guest has no use for it after its firmware.
-            "romfile": "",
+            **rom,
             **pairs,
             **self.properties,
         }
