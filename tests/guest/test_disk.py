@@ -10,6 +10,7 @@ from tests.guest.markers import both, ours
 from vhostd.demo.programs import output_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()  # the guest's /bin/busybox
+SLACK = 128  # sectors that the host's file system may take to describe a hole
 
 
 @both
@@ -99,7 +100,7 @@ async def test_discard_makes_a_hole_and_reads_as_zeroes(lab: Lab) -> None:
     guest = await lab.guest(await lab.disk(image))
     await guest.guest.run(f"/usr/sbin/blkdiscard -o {4 * MIB} -l {6 * MIB} /dev/vda")
     want[4 * MIB : 10 * MIB] = bytes(6 * MIB)
-    assert image.stat().st_blocks <= before - 6 * MIB // 512
+    assert image.stat().st_blocks <= before - 6 * MIB // 512 + SLACK
     assert await guest.guest.digest("/dev/vda") == sha256(want)
     assert file_digest(image) == sha256(want)
 
@@ -118,7 +119,7 @@ async def test_write_zeroes_with_and_without_unmap(lab: Lab) -> None:
     want[8 * MIB : 12 * MIB] = bytes(4 * MIB)
     assert await guest.guest.digest("/dev/vda") == sha256(want)
     assert file_digest(image) == sha256(want)
-    assert image.stat().st_blocks <= before - 4 * MIB // 512
+    assert image.stat().st_blocks <= before - 4 * MIB // 512 + SLACK
 
 
 @ours
@@ -148,8 +149,8 @@ async def test_a_read_only_disk_stays_as_it_was(lab: Lab) -> None:
 @ours
 async def test_the_guest_sees_the_serial(lab: Lab) -> None:
     """5.2.6: VIRTIO_BLK_T_GET_ID: up to 20 bytes, with no NUL when all are used."""
-    guest = await lab.guest(await lab.disk(lab.image(1), serial="VH-0123456789abcdef!"))
-    assert await guest.guest.run("cat /sys/block/vda/serial") == "VH-0123456789abcdef!"
+    guest = await lab.guest(await lab.disk(lab.image(1), serial="VH-0123456789abcdef_"))
+    assert await guest.guest.run("cat /sys/block/vda/serial") == "VH-0123456789abcdef_"
 
 
 @both
