@@ -4,6 +4,7 @@ Method. One image, in the page cache. The generator has core 0, the back-end cor
 each job and each round every back-end is started, warmed up and measured, A B C A B C, so that the drift of the
 machine falls on all alike; the table shows medians over the rounds, and ratios within the table only. CPU is what
 the scheduler charged to all threads of the back-end while it was measured. Latency runs from hand-over to reap.
+On a machine that does other work too, --realtime puts both before all of it.
 """
 
 import argparse
@@ -154,6 +155,7 @@ def main():
     parser.add_argument("--seconds", type=float, help="of each measurement (2)")
     parser.add_argument("--rounds", type=int, help="of which the median is taken (3)")
     parser.add_argument("--best", action="store_true", help="the best round instead of the median: on a busy machine")
+    parser.add_argument("--realtime", action="store_true", help="run both in SCHED_RR (needs CAP_SYS_NICE)")
     parser.add_argument("--size", type=int, default=256, help="entries of a ring")
     parser.add_argument("--image-mib", type=int, default=1024)
     parser.add_argument("--direct-chains", action="store_true", help="three descriptors a request, no indirect table")
@@ -169,6 +171,8 @@ def main():
     args.dir = args.dir or os.environ.get("VHOSTD_CACHE") or str(Path(__file__).resolve().parents[2] / ".cache")
     Path(args.dir).mkdir(parents=True, exist_ok=True)
     image = Path(args.dir) / "bench.raw"
+    if args.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     starters = backends(args)
     every, rows = {}, {}
     state = None
