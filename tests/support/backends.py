@@ -118,10 +118,13 @@ def start_qsd(
     return _spawn(f"qsd {aio}", command, image, socket, cpus, queues=queues, read_only=read_only)
 
 
-def start_vhostd(image, socket, *, queues=1, read_only=False, serial=None, options=(), cpus=None, **_):
-    """Start `vhostd blk` with `image`; `options` are further words of the command line."""
-    command = [*VHOSTD, str(image), "--socket-path", str(socket)]
-    command += ["--queues", str(queues)]
+def start_vhostd(image, socket, *, queues=1, read_only=False, serial=None, connect=None, options=(), cpus=None, **_):
+    """Start `vhostd blk` with `image`; `options` are further words of the command line.
+
+    `connect` is the socket of a front-end that listens.
+    """
+    where = ["--socket-path", str(socket)] if connect is None else ["--connect", str(connect)]
+    command = [*VHOSTD, str(image), *where, "--queues", str(queues)]
     if read_only:
         command.append("--read-only")
     if serial is not None:

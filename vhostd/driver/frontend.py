@@ -423,7 +423,7 @@ class Frontend(Stream):
 
     def reset_device(self) -> None:
         """RESET_DEVICE; the memory map stays."""
-        self.tell(FrontendRequest.RESET_DEVICE, ack=False)
+        self.tell(FrontendRequest.RESET_DEVICE)
         self.bases.clear()
 
     # What migration and crashes need.
