@@ -180,9 +180,10 @@ class Performer:
     async def _set_status(self, action: act.SetStatus) -> None:
         pass  # the session remembers it, and nothing of ours depends on it
 
-    async def _reset_device(self, action: act.ResetDevice) -> None:
-        await self._stop_all()
+    async def _reset_device(self, action: act.ResetDevice) -> dict[int, int]:
+        stood = await self._stop_all()
         self._backend.set_features(0)
+        return stood
 
     async def _set_mtu(self, action: act.SetMtu) -> None:
         self._backend.set_mtu(action.mtu)
@@ -339,15 +340,15 @@ class Performer:
             )
         return self._forget(ring)
 
-    async def _stop_all(self, *, cancel: bool = False) -> None:
+    async def _stop_all(self, *, cancel: bool = False) -> dict[int, int]:
+        """Stop every ring; return where each stood."""
         mails = []
         for ring in self._started:
             handler, slot, worker = self._rings.handler(ring)
             mails.append((ring, worker, handler.stop(slot)))
         if not await self._drained(mails, cancel=cancel):
             raise RemoteProtocolError("the rings cannot be stopped, the host holds their requests", fatal=True)
-        for ring in list(self._started):
-            self._forget(ring)
+        return {ring: self._forget(ring) for ring in list(self._started)}
 
     async def end(self) -> None:
         """The connection is over: end all access to guest memory, give everything back."""

@@ -135,7 +135,10 @@ class SetStatus(Action):
 
 @dataclass(frozen=True)
 class ResetDevice(Action):
-    """Stop and drain all rings; forget the virtio features. Memory, call and error descriptors stay."""
+    """Stop and drain all rings; forget the virtio features. Memory, call and error descriptors stay.
+
+    The value is where each ring stood that was running, by its index.
+    """
 
 
 @dataclass(frozen=True)

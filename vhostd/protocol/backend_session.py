@@ -83,6 +83,8 @@ class _Step:
     action: act.Action
     apply: Callable[[Any], None] | None = None
     answer: Callable[[Any], Message] | None = None
+    takes_value: bool = False
+    """The change wants what the host found, though no reply carries it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class BackendSession:
             raise LocalProtocolError(f"{action!r} is not what was asked for last")
         step, frame = pending.step, pending.frame
         answer = None if step.answer is None else wire.encode(step.answer(value))
-        if step.answer is None and value is not None:
+        if step.answer is None and value is not None and not step.takes_value:
             raise LocalProtocolError(f"{action!r} has no value")
         self._pending = None
         if step.apply is not None:
@@ -389,7 +391,7 @@ class BackendSession:
             )
 
         def apply(_: object) -> None:
-            vring.base = message.num
+            vring.base, vring.stood = message.num, None
 
         return _Step(act.Nothing(), apply)
 
@@ -397,7 +399,7 @@ class BackendSession:
         # The num of the request is reserved, and not looked at: front-ends have put things there.
         vring = self._vring("GET_VRING_BASE", message.index, vr.Event.STOP)
         if not vring.started:
-            return _value(VringState(vring.index, vring.base))
+            return _value(VringState(vring.index, vring.base if vring.stood is None else vring.stood))
 
         def answer(value: Any) -> Message:
             if not isinstance(value, int) or not 0 <= value <= 0xFFFF:
@@ -491,11 +493,13 @@ class BackendSession:
         return _Step(act.SetBackendChannel(frame.fds[0]))
 
     def _reset_device(self, frame: Frame, message: Message) -> _Step:
-        return _Step(act.ResetDevice(), self._reset)
+        return _Step(act.ResetDevice(), self._reset, takes_value=True)
 
-    def _reset(self, _: object) -> None:
+    def _reset(self, stood: dict[int, int] | None) -> None:
         # The connection, its protocol features and guest memory outlive a reset: front-ends do not tell them again.
+        # `stood` is where the rings stood that the reset has stopped.
         for vring in self.vrings:
+            vring.stood = (stood or {}).get(vring.index, vring.stood if vring.stood is not None else vring.base)
             vring.move(vr.Event.RESET)
         self.features, self.features_set = 0, False
         self.status, self.needs_reset = 0, False
@@ -504,7 +508,7 @@ class BackendSession:
         if message.value > 0xFF:
             raise RemoteProtocolError(f"SET_STATUS: {message.value:#x} has more than eight bits (virtio 2.1)")
         if message.value == 0:
-            return _Step(act.ResetDevice(), self._reset)
+            return _Step(act.ResetDevice(), self._reset, takes_value=True)
         status = message.value
         if not self.features_set:
             # The driver must not believe that features are agreed upon before they are (virtio 3.1.1).

@@ -68,6 +68,7 @@ class Vring:
     """One ring, as it was told. Addresses are the front-end's own (`_uva`), `num` and `base` are in descriptors.
 
     `num` is 0 and `addr` None before they are set. `base` is the next index of the available ring, also after a stop.
+    A reset makes it 0 again, and `stood` then says where the ring was: QEMU 7.2 resets (SET_STATUS 0) before it asks.
     `kick_set`, `call_set`, `err_set` say that the host holds such a descriptor.
     """
 
@@ -75,6 +76,7 @@ class Vring:
     num: int = 0
     addr: VringAddr | None = None
     base: int = 0
+    stood: int | None = None
     kick_set: bool = False
     call_set: bool = False
     err_set: bool = False
@@ -125,6 +127,7 @@ class Vring:
         self.state = TABLE[self.state, event] or self.state
         if event is Event.KICK:
             self.kick_set = True
+            self.stood = None
         elif event is Event.STOP:
             self.kick_set = False
         elif event is Event.RESET:

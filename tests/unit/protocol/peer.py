@@ -83,14 +83,25 @@ class Peer:
     def __init__(self, **changes):
         self.session = BackendSession(offer(**changes))
 
-    def send(self, request, message=None, fds=0, *, need_reply=False, flags=spec.VERSION, payload=None, length=None):
+    def send(
+        self,
+        request,
+        message=None,
+        fds=0,
+        *,
+        need_reply=False,
+        flags=spec.VERSION,
+        payload=None,
+        length=None,
+        value=None,
+    ):
         if payload is None:
             payload = wire.encode(message or m.Empty(), length)
         if need_reply:
             flags |= spec.FLAG_NEED_REPLY
-        return self.give(Frame(request, flags, payload, null_fds(fds) if isinstance(fds, int) else fds))
+        return self.give(Frame(request, flags, payload, null_fds(fds) if isinstance(fds, int) else fds), value)
 
-    def give(self, frame):
+    def give(self, frame, value=None):
         """One message, as a host handles it."""
         before = snapshot(self.session)
         try:
@@ -106,7 +117,7 @@ class Peer:
                 assert snapshot(self.session) == before, "refusing changed the session"
                 return Ack(error=error, reply=reply)
             assert snapshot(self.session) == before, "receive changed the session"
-            return Ack(action, self.session.done(action, perform(action)))
+            return Ack(action, self.session.done(action, perform(action) if value is None else value))
         finally:
             frame.close_fds()
             assert all(fd.closed for fd in frame.fds)

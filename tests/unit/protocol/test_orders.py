@@ -76,6 +76,22 @@ def test_qemu_blk_starts_stops_and_starts_again():
     assert peer.session.vrings[1].base == 77
 
 
+def test_qemu_7_resets_before_it_asks_where_the_rings_stand():
+    """QEMU 7.2 with a disk, stop and cont: SET_STATUS 0, ENABLE 0, then GET_VRING_BASE, whose answer it starts from."""
+    peer = connect_qemu(Peer())
+    start_qemu_blk(peer)
+    peer.ok(R.SET_STATUS, m.U64(0), value={0: 389, 1: 12})
+    peer.ok(R.SET_STATUS, m.U64(0), value={})
+    for index, stood in ((0, 389), (1, 12), (2, 0)):
+        peer.ok(R.SET_VRING_ENABLE, m.VringState(index, 0), need_reply=True)
+        asked = peer.ok(R.GET_VRING_BASE, m.VringState(index, 0))
+        assert asked.payload == bytes([index, 0, 0, 0]) + stood.to_bytes(4, "little")
+    # A driver that was reset starts its rings at 0, told or not.
+    assert peer.session.vrings[0].base == 0
+    start_qemu_blk(peer, [389, 12], memory=False)
+    assert [vring.base for vring in peer.session.vrings[:2]] == [389, 12]
+
+
 def test_qemu_net_enables_before_features_and_calls_after_kick():
     """QEMU 11.1 with a network card: ENABLE before SET_FEATURES, CALL after KICK, SET_FEATURES while pair 0 runs."""
     peer = connect_qemu(Peer())
