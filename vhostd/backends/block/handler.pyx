@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.types cimport off_t
 
-from vhostd.atomics cimport load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64
+from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64
 from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, engine_t
 from vhostd.backends.block.engine_sync cimport sync_submit
 from vhostd.backends.block.engine_uring cimport uring_submit
@@ -20,7 +20,9 @@ from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_CHAIN
 from vhostd.queues.counters cimport C_OWN, counters_t, count
 from vhostd.queues.queue cimport queue_break
-from vhostd.queues.split cimport queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_push
+from vhostd.queues.split cimport (
+    queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_publish, split_push,
+)
 from vhostd.spec.layout cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from vhostd.uring.ring cimport uring_cancel
 from vhostd.workers.handler cimport READY_AGAIN, handler_t, op_t
@@ -43,6 +45,7 @@ cdef extern from * nogil:
 cdef enum:
     TURN = 64  # chains in one turn
     REQUESTS_MAX = 256  # of one ring at a time; further chains wait in the ring
+    PUBLISH_EVERY = 8  # used elements: 64 bytes
     TRIES_MAX = 16  # of one request that the host interrupts or cannot take now
 
 cdef enum:
@@ -94,6 +97,9 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     elif status == BLK_S_UNSUPP:
         count(q.counters, C_UNSUPP, 1)
     split_push(q, r.head, written)
+    # A cache line of the used ring at a time: a driver that looks on has work sooner, and costs no line bouncing more.
+    if <uint16_t>(q.next_used - q.published) >= PUBLISH_EVERY and not load_acquire_u32(q.mem.faulted):
+        split_publish(q)
     b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
     b.free_count += 1
 
