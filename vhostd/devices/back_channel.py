@@ -14,24 +14,32 @@ from vhostd.spec import vhost_user as spec
 class BackChannel:
     """Our end of the back-end channel. Nothing waits for it: what it cannot take at once is not sent.
 
-    Raises RemoteProtocolError when the descriptor is no stream socket.
+    It may not become what keeps the connection alive whose end would close it. So the front-end's own end of that
+    connection, which has `main_name` as the name of its peer, is refused, and nothing can be sent to us: a descriptor
+    of it could lie unread in our queue. We ask for no replies.
+    Raises RemoteProtocolError when the descriptor is no connected unix stream socket, or that one.
     Spec: vhost-user, "Back-end communication".
     """
 
-    def __init__(self, fd: Fd) -> None:
-        if not stat.S_ISSOCK(os.fstat(fd.number).st_mode):
-            raise RemoteProtocolError(
-                'SET_BACKEND_REQ_FD: the fd is not a socket (vhost-user, "Back-end communication")'
-            )
-        self._socket = socket.socket(fileno=fd.take())
-        self._socket.setblocking(False)
+    def __init__(self, fd: Fd, main_name: str | bytes) -> None:
+        misfit = "is not a socket"
+        if stat.S_ISSOCK(os.fstat(fd.number).st_mode):
+            taken = socket.socket(fileno=fd.number)
+            misfit = _misfit(taken, main_name)
+            if misfit:
+                taken.detach()
+        if misfit:
+            raise RemoteProtocolError(f'SET_BACKEND_REQ_FD: the fd {misfit} (vhost-user, "Back-end communication")')
+        fd.take()
+        taken.setblocking(False)
+        with contextlib.suppress(OSError):
+            while taken.recv(4096):  # what was sent before that
+                pass
+        self._socket = taken
 
     def config_changed(self) -> bool:
         """Send CONFIG_CHANGE_MSG. Whether it went out."""
         frame = wire.frame_bytes(int(spec.BackendRequest.CONFIG_CHANGE_MSG), spec.VERSION, b"")
-        with contextlib.suppress(OSError):
-            # What the front-end may have said to an earlier one is of no interest, but must not pile up.
-            self._socket.recv(4096, socket.MSG_DONTWAIT)
         try:
             return self._socket.send(frame, socket.MSG_NOSIGNAL) == len(frame)
         except OSError:
@@ -40,3 +48,17 @@ class BackChannel:
     def close(self) -> None:
         """Close it."""
         self._socket.close()
+
+
+def _misfit(taken: socket.socket, main_name: str | bytes) -> str:
+    """Say why a socket cannot be the back-end channel; nothing for one that can, to which nothing can be sent now."""
+    if taken.family != socket.AF_UNIX or taken.type != socket.SOCK_STREAM:
+        return "is not a unix stream socket"
+    try:
+        name = taken.getpeername()
+        if name and name == main_name:
+            return "is the connection itself"
+        taken.shutdown(socket.SHUT_RD)
+    except OSError as error:
+        return f"is not connected: {error.strerror}"
+    return ""

@@ -63,7 +63,7 @@ class _Session:
     def __init__(self, connection: socket.socket, offer: Offer, backend: Backend, rings: Rings, device: str) -> None:
         self.channel = Channel(connection)
         self.protocol = BackendSession(offer)
-        self.performer = Performer(self.protocol, backend, rings, device)
+        self.performer = Performer(self.protocol, backend, rings, device, connection.getsockname())
         self.pid, self.uid, _ = self.channel.peer()
         self.ending = False
         self.task: asyncio.Task[None] | None = None

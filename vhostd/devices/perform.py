@@ -84,8 +84,12 @@ class Rings:
 class Performer:
     """What one connection has given us, and what becomes of it. Made with the connection, ended by `end`."""
 
-    def __init__(self, session: BackendSession, backend: Backend, rings: Rings, device: str) -> None:
+    name: of our end of the connection's socket, empty for one of a pair.
+    """
+
+    def __init__(self, session: BackendSession, backend: Backend, rings: Rings, device: str, name: str | bytes) -> None:
         self._session = session
+        self._name = name
         self._backend = backend
         self._rings = rings
         self._device = device
@@ -172,7 +176,7 @@ class Performer:
         await asyncio.to_thread(self._backend.write_config, action.offset, action.payload)
 
     async def _set_back_channel(self, action: act.SetBackendChannel) -> None:
-        channel = BackChannel(action.fd)
+        channel = BackChannel(action.fd, self._name)
         if self.back_channel is not None:
             self.back_channel.close()
         self.back_channel = channel
