@@ -82,7 +82,7 @@ class Rings:
 
 
 class Performer:
-    """What one connection has given us, and what becomes of it. Made with the connection, ended by `end`."""
+    """What one connection has given us, and what becomes of it. Made with the connection, ended by `end`.
 
     name: of our end of the connection's socket, empty for one of a pair.
     """
@@ -98,6 +98,7 @@ class Performer:
         self._memory: GuestMemory | None = None
         self._fds: dict[int, RingFds] = {}
         self._started: set[int] = set()
+        self._lost: dict[int, int] = {}  # rings that lost their memory while they ran: where they stood
         self.back_channel: BackChannel | None = None
 
     @property
@@ -223,7 +224,7 @@ class Performer:
         self._regions, self._memory = regions, memory
         for ring, queue in queues.items():
             if queue is None:
-                self._forget(ring)
+                self._lost[ring] = self._forget(ring)
         if not drained:
             # The old regions stay mapped until the requests that point into them have come back.
             raise RemoteProtocolError(
@@ -261,7 +262,7 @@ class Performer:
     def _make_queue(self, ring: int, memory: GuestMemory) -> Queue:
         vring = self._session.vrings[ring]
         queue = Queue(
-            ring, vring.num, vring.desc_uva, vring.avail_uva, vring.used_uva, vring.base,
+            ring, vring.num, vring.desc_uva, vring.avail_uva, vring.used_uva, self._lost.get(ring, vring.base),
             self._session.features, memory, self._rings.counters_of(ring),
         )  # fmt: skip
         fds = self._ring_fds(ring)
@@ -293,6 +294,7 @@ class Performer:
             fds.kick.close()
         fds.kick = kick
         self._started.add(ring)
+        self._lost.pop(ring, None)
 
     async def _set_call(self, action: act.SetCall) -> None:
         ring = action.index
@@ -335,8 +337,8 @@ class Performer:
 
     async def _stop(self, action: act.StopRing) -> int:
         ring = action.index
-        if ring not in self._started:  # it lost its memory while it ran
-            return self._session.vrings[ring].base
+        if ring not in self._started:
+            return self._lost.pop(ring, self._session.vrings[ring].base)
         handler, slot, worker = self._rings.handler(ring)
         if not await self._drained([(ring, worker, handler.stop(slot))]):
             raise RemoteProtocolError(
@@ -352,7 +354,9 @@ class Performer:
             mails.append((ring, worker, handler.stop(slot)))
         if not await self._drained(mails, cancel=cancel):
             raise RemoteProtocolError("the rings cannot be stopped, the host holds their requests", fatal=True)
-        return {ring: self._forget(ring) for ring in list(self._started)}
+        stood = {ring: self._forget(ring) for ring in list(self._started)} | self._lost
+        self._lost.clear()
+        return stood
 
     async def end(self) -> None:
         """The connection is over: end all access to guest memory, give everything back."""
