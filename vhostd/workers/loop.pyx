@@ -189,24 +189,38 @@ cdef int look_around(worker_t *w, uint32_t mark) noexcept nogil:
     return found
 
 
+cdef int take_events(worker_t *w, int timeout_ms) noexcept nogil:
+    """Mark the handlers ready whose descriptors have something new; how many, or -1."""
+    cdef epoll_event events[EVENTS]
+    cdef source_t *source
+    cdef int i
+    cdef int n = epoll_wait(w.epoll_fd, events, EVENTS, timeout_ms)
+    for i in range(n):
+        source = <source_t *>events[i].data.ptr
+        if source != NULL:  # NULL: mail, or a completion; both are looked for anyway
+            source.handler.ready |= source.bit
+    return n
+
+
 cdef int poll_before_sleep(worker_t *w) noexcept nogil:
-    """Look for up to poll_now_ns. Grows on a hit, shrinks on a miss, as halt_poll does."""
+    """Look for up to poll_now_ns."""
     cdef int64_t until = now_ns() + w.poll_now_ns
     cdef int _i
+    cdef int found
     tally(&w.counters.polls)
     while True:
+        found = 0
         for _i in range(8):
             if look_around(w, READY_POLL) or mailbox_waiting(w.mailbox) or (
                 w.uring != NULL and w.uring.in_flight and uring_ready(w.uring)
             ):
-                tally(&w.counters.poll_hits)
-                w.poll_now_ns = min(w.poll_now_ns * 2, w.poll_max_ns)
-                return 1
+                found = 1
+                break
             cpu_relax()
+        if found or (w.silent_fds and take_events(w, 0) > 0):
+            tally(&w.counters.poll_hits)
+            return 1
         if now_ns() >= until:
-            w.poll_now_ns //= 2
-            if w.poll_now_ns < POLL_START_NS:
-                w.poll_now_ns = 0
             return 0
 
 
@@ -247,19 +261,24 @@ cdef void serve(worker_t *w) noexcept nogil:
 
 
 cdef void adapt(worker_t *w, int64_t slept_ns) noexcept nogil:
-    """A sleep shorter than the poll may be is one that a poll would have caught."""
-    if w.poll_max_ns and slept_ns < w.poll_max_ns and w.poll_now_ns < POLL_START_NS:
-        w.poll_now_ns = min(<int64_t>POLL_START_NS, w.poll_max_ns)
+    """Grow the poll when one as long as it may be would have caught what ended this sleep, shrink it when not.
+
+    As the kernel's halt_poll does. A miss says nothing by itself: the next poll may have to be longer, not shorter.
+    """
+    if slept_ns < w.poll_max_ns:
+        w.poll_now_ns = min(max(w.poll_now_ns * 2, <int64_t>POLL_START_NS), w.poll_max_ns)
+    else:
+        w.poll_now_ns //= 2
+        if w.poll_now_ns < POLL_START_NS:
+            w.poll_now_ns = 0
 
 
 cdef void worker_run(worker_t *w) noexcept nogil:
-    cdef epoll_event events[EVENTS]
-    cdef source_t *source
     cdef rusage_t usage
     cdef long switches = 0
     cdef uint32_t sleeps = 0
     cdef int64_t before
-    cdef int n, i, timeout
+    cdef int n, timeout
     if w.uring != NULL:
         uring_enable(w.uring)  # this thread is the one that submits from here on
     w.poll_now_ns = w.poll_max_ns
@@ -268,7 +287,7 @@ cdef void worker_run(worker_t *w) noexcept nogil:
         # An entry that the kernel could not take just now (memory, a full queue) is offered again soon.
         timeout = 1 if w.uring != NULL and w.uring.prepared else LATE_MS if w.look_late else -1
         before = now_ns() if w.poll_max_ns else 0
-        n = epoll_wait(w.epoll_fd, events, EVENTS, timeout)
+        n = take_events(w, timeout)
         if n < 0:
             if errno != EINTR:
                 w.quit = 1
@@ -289,10 +308,6 @@ cdef void worker_run(worker_t *w) noexcept nogil:
                     if usage.ru_nivcsw - switches > CROWD_SWITCHES:
                         w.poll_now_ns = 0
                     switches = usage.ru_nivcsw
-        for i in range(n):
-            source = <source_t *>events[i].data.ptr
-            if source != NULL:  # NULL: mail, or a completion; both are looked for anyway
-                source.handler.ready |= source.bit
         serve(w)
 
 

@@ -47,10 +47,10 @@ class Card:
         self.virtqueues = []
 
     @classmethod
-    async def open(cls, where, *, poll_ns=0, workers=1, **options):
+    async def open(cls, where, *, poll_ns=0, workers=1, uring=None, **options):
         options = {"tap": "tap0", "create": True, "netns": where.path, "name": "net0"} | options
         backend = await NetBackend.open(NetOptions(**options))
-        pool = WorkerPool(workers, uring=False, poll_ns=poll_ns)
+        pool = WorkerPool(workers, uring=uring, poll_ns=poll_ns)
         pool.start()
         card = cls(backend, pool)
         for number in range(backend.handler_count()):

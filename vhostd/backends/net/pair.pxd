@@ -19,7 +19,9 @@ cdef enum:
     DIRECT_MAX = 1000  # buffers that one readv fills; what lies behind is copied
     HELD_MAX = 1024  # buffers for one frame
     POOL = 4 * CHAIN_IOV_MAX
+    FRAME_AT = 16
     BUFFER_LEN = 65600  # more than FRAME_LEN_MAX: a frame that fills it is too long
+    INLINE_LEN = 2048  # frames up to this are copied behind their header: cheaper than a vector for the kernel
     WIDE_FOR = 64  # frames: how long several buffers are held ready after one frame needed them
     PATIENCE_NS = 20000000  # how long a frame waits for enough buffers
     PATIENCE_STEP_NS = 1500000  # how often it is looked at if nobody kicks; less than the worker's late look
@@ -72,7 +74,7 @@ cdef struct pair_t:
     held_t held[HELD_MAX]
     iovec pool[POOL]
     iovec vec[VEC_MAX]
-    uint8_t rx_buffer[BUFFER_LEN]
+    uint8_t rx_buffer[FRAME_AT + BUFFER_LEN]  # the frame from FRAME_AT on; in front, the header read with it
     # transmit
     iovec tx_vec[CHAIN_IOV_MAX + 1]
     uint8_t tx_buffer[BUFFER_LEN]

@@ -45,6 +45,14 @@ cdef void watch(pair_t *p) noexcept nogil:
         p.tap.fd = p.tap_fd
         if worker_watch(<worker_t *>p.r.h.worker, &p.tap, EPOLLIN) < 0:
             p.tap.fd = -1
+        else:
+            (<worker_t *>p.r.h.worker).silent_fds += 1
+
+
+cdef void unwatch(pair_t *p) noexcept nogil:
+    if p.tap.fd >= 0:
+        worker_unwatch(<worker_t *>p.r.h.worker, &p.tap)
+        (<worker_t *>p.r.h.worker).silent_fds -= 1
 
 
 cdef uint32_t pair_run(handler_t *h, uint32_t ready) noexcept nogil:
@@ -86,7 +94,7 @@ cdef uint32_t pair_arm(handler_t *h) noexcept nogil:
         if split_kicks_on_past(p.r.slots[RX].q, p.seen):
             bits |= p.r.slots[RX].kick.bit
         else:
-            worker_unwatch(<worker_t *>h.worker, &p.tap)
+            unwatch(p)
     return bits
 
 
@@ -109,7 +117,7 @@ cdef void pair_changed(ringset_t *r, uint32_t slot) noexcept nogil:
         return
     # Not this guest's any more, or not now: frames stay with the kernel, which has other queues or drops them.
     rx_forget(p)
-    worker_unwatch(<worker_t *>r.h.worker, &p.tap)
+    unwatch(p)
     if p.multi_queue and p.attached:
         tap_set_queue(p.tap_fd, 0)
         p.attached = 0

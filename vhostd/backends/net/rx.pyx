@@ -1,7 +1,8 @@
-"""Tap to chains (5.1.6.3, 5.1.6.4): one read a frame, its payload straight into guest memory.
+"""Tap to chains (5.1.6.3, 5.1.6.4): one read a frame.
 
-While frames are small one chain is taken for each (small mode), with memory of ours behind it for a frame that turns
-out longer. After such a frame, chains for a whole GSO frame are taken (wide mode), where the driver merges buffers.
+While frames are small (small mode) each is read into memory of ours and copied, which costs less than a vector does in
+the kernel. After one that needed several buffers, chains for a whole GSO frame are taken before each read, and payload
+goes straight into guest memory (wide mode), with memory of ours behind for what does not fit.
 
 A frame that was read and finds too few buffers is set aside, in our memory, and the ring waits for the driver; before
 long the frame is dropped, so that smaller ones get their turn. With none at all nothing is read. Whatever happens,
@@ -13,14 +14,14 @@ from libc.errno cimport EAGAIN, EFAULT, EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
-from posix.uio cimport iovec, readv
+from posix.uio cimport iovec
 
 from vhostd.atomics cimport load_relaxed_u16
 from vhostd.backends.net.header cimport (
     ETH_HEADER_LEN, FRAME_LEN_MAX, MODE_MRG, MODE_RX_CSUM, VNET_HDR_LEN, gso_allowed, header_len, scatter,
 )
 from vhostd.backends.net.pair cimport (
-    BUFFER_LEN, DIRECT_MAX, HELD_MAX, N_RX_BAD_BUFFERS, N_RX_BYTES, N_RX_DELAYED, N_RX_DROPPED, N_RX_ERRORS,
+    BUFFER_LEN, DIRECT_MAX, FRAME_AT, HELD_MAX, N_RX_BAD_BUFFERS, N_RX_BYTES, N_RX_DELAYED, N_RX_DROPPED, N_RX_ERRORS,
     N_RX_FRAMES, N_RX_MERGED, N_RX_NO_BUFFER, PATIENCE_NS, PATIENCE_STEP_NS, POOL, RX, TURN, WIDE_FOR,
     held_t, now_ns, pair_t,
 )
@@ -33,6 +34,22 @@ from vhostd.queues.split cimport (
 )
 from vhostd.spec.layout cimport NET_GSO_NONE, NET_HDR_F_DATA_VALID, NET_HDR_F_NEEDS_CSUM, net_header_t
 from vhostd.workers.handler cimport READY_AGAIN
+
+cdef extern from * nogil:
+    """
+    #include <sys/syscall.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+    /* libc's is a cancellation point, which costs as much as a good part of the system call. */
+    static inline ssize_t raw_readv(int fd, const struct iovec *vec, unsigned long count) {
+        return syscall(SYS_readv, fd, vec, count);
+    }
+    static inline ssize_t raw_read(int fd, void *to, size_t length) {
+        return syscall(SYS_read, fd, to, length);
+    }
+    """
+    ssize_t raw_readv(int fd, const iovec *vec, unsigned long count)
+    ssize_t raw_read(int fd, void *to, size_t length)
 
 cdef enum outcome_t:
     WENT_ON = 0  # a frame or a bad buffer is dealt with; there may be more
@@ -155,7 +172,7 @@ cdef void deliver(pair_t *p, queue_t *q, uint32_t frame_len, uint32_t direct, ui
         if source < end:
             scatter(
                 &p.pool[h.iov], h.iov_count, <size_t>(source - at),
-                &p.rx_buffer[source - hdr_len], <size_t>(end - source),
+                &p.rx_buffer[FRAME_AT + source - hdr_len], <size_t>(end - source),
             )
         left -= part
         at = end
@@ -210,7 +227,7 @@ cdef outcome_t read_one(pair_t *p, queue_t *q, uint64_t mode) noexcept nogil:
     cdef held_t *h
     cdef iovec *iov
     cdef ssize_t got
-    cdef uint32_t frame_len
+    cdef uint8_t *raw = &p.rx_buffer[FRAME_AT - VNET_HDR_LEN]
     if take(p, q, FRAME_LEN_MAX if p.wide else 1, mode) < 0:
         return ENDED
     if not held(p):
@@ -218,6 +235,12 @@ cdef outcome_t read_one(pair_t *p, queue_t *q, uint64_t mode) noexcept nogil:
     if p.held[p.held_at].bad:
         return_empty(p, q, 1)
         return WENT_ON
+    if not p.wide:
+        got = raw_read(p.tap_fd, raw, VNET_HDR_LEN + BUFFER_LEN)
+        while got < 0 and errno == EINTR:
+            got = raw_read(p.tap_fd, raw, VNET_HDR_LEN + BUFFER_LEN)
+        memcpy(&p.rx_header, raw, VNET_HDR_LEN)
+        return place(p, q, got, 0, 0, mode)
     i = p.held_at
     while i < p.held_end and not p.held[i].bad and n < DIRECT_MAX and direct <= FRAME_LEN_MAX:
         h = &p.held[i]
@@ -240,12 +263,19 @@ cdef outcome_t read_one(pair_t *p, queue_t *q, uint64_t mode) noexcept nogil:
     p.vec[0].iov_base = &p.rx_header
     p.vec[0].iov_len = VNET_HDR_LEN
     if direct < BUFFER_LEN:
-        p.vec[n].iov_base = &p.rx_buffer[direct]
+        p.vec[n].iov_base = &p.rx_buffer[FRAME_AT + direct]
         p.vec[n].iov_len = BUFFER_LEN - direct
         n += 1
-    got = readv(p.tap_fd, p.vec, <int>n)
+    got = raw_readv(p.tap_fd, p.vec, n)
     while got < 0 and errno == EINTR:
-        got = readv(p.tap_fd, p.vec, <int>n)
+        got = raw_readv(p.tap_fd, p.vec, n)
+    return place(p, q, got, direct, n, mode)
+
+
+cdef outcome_t place(pair_t *p, queue_t *q, ssize_t got, uint32_t direct, uint32_t n, uint64_t mode) noexcept nogil:
+    """Deliver what was read: `direct` bytes into vec[1..n), the rest into rx_buffer behind as many. Or not."""
+    cdef uint32_t hdr_len = header_len(mode)
+    cdef uint32_t frame_len
     if got < 0:
         if errno == EFAULT:
             # Each address was in a mapped region: the file behind it was cut short.
@@ -286,7 +316,7 @@ cdef void bring_home(pair_t *p, uint32_t length, uint32_t n) noexcept nogil:
         part = <uint32_t>min(<size_t>(length - done), p.vec[i].iov_len)
         if part == 0:
             return
-        memcpy(&p.rx_buffer[done], p.vec[i].iov_base, part)
+        memcpy(&p.rx_buffer[FRAME_AT + done], p.vec[i].iov_base, part)
         done += part
 
 

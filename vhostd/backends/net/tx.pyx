@@ -1,21 +1,26 @@
 """Chains to tap (5.1.6.2): one write a frame, its payload straight out of guest memory.
 
 A chain is back with the driver in the same pass, whatever became of its frame: the kernel has copied it, or it was
-dropped and counted. Checked here although the kernel checks again: what a header may ask for was negotiated.
+dropped and counted. Headers are checked here although the kernel checks again: what they may ask for was negotiated.
+
+Two things were measured. Copying a frame of ordinary size behind its header costs less than a vector of two does in the
+kernel (0.87 us of CPU for 1514 bytes, not 0.98). The writes of a turn through io_uring are no faster (0.88, not 0.83).
 """
 
 from libc.errno cimport EAGAIN, EFAULT, EINTR, EIO, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
-from posix.uio cimport iovec, writev
+from posix.uio cimport iovec
 
+from vhostd.atomics cimport load_acquire_u32
 from vhostd.backends.net.header cimport (
     ETH_HEADER_LEN, FRAME_LEN_MAX, GSO_SIZE_MAX, GSO_SIZE_MIN, MODE_TX_CSUM, VNET_HDR_LEN, gather, gso_allowed,
     header_len,
 )
 from vhostd.backends.net.pair cimport (
-    N_TX_BYTES, N_TX_DROPPED, N_TX_ERRORS, N_TX_FRAMES, N_TX_GSO, N_TX_LINEARISED, TURN, TX, VEC_MAX, pair_t,
+    INLINE_LEN, N_TX_BYTES, N_TX_DROPPED, N_TX_ERRORS, N_TX_FRAMES, N_TX_GSO, N_TX_LINEARISED, TURN, TX,
+    VEC_MAX, pair_t,
 )
 from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_E_FAULT, VQ_EMPTY
@@ -24,6 +29,23 @@ from vhostd.queues.queue cimport queue_break
 from vhostd.queues.split cimport queue_t, split_kicks_off, split_pop, split_push, split_unpop
 from vhostd.spec.layout cimport NET_GSO_NONE, NET_HDR_F_NEEDS_CSUM, net_header_t
 from vhostd.workers.handler cimport READY_AGAIN
+
+
+cdef extern from * nogil:
+    """
+    #include <sys/syscall.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+    /* libc's are cancellation points, which cost as much as a good part of the system call. */
+    static inline ssize_t raw_write(int fd, const void *data, size_t length) {
+        return syscall(SYS_write, fd, data, length);
+    }
+    static inline ssize_t raw_writev(int fd, const struct iovec *vec, unsigned long count) {
+        return syscall(SYS_writev, fd, vec, count);
+    }
+    """
+    ssize_t raw_write(int fd, const void *data, size_t length)
+    ssize_t raw_writev(int fd, const iovec *vec, unsigned long count)
 
 
 cdef int clean(net_header_t *h, uint32_t frame_len, uint64_t mode) noexcept nogil:
@@ -62,12 +84,12 @@ cdef int send(pair_t *p, queue_t *q, chain_t *chain, uint64_t mode) noexcept nog
     """One chain, already walked, to the tap. 0, or the code that broke the ring."""
     cdef uint32_t hdr_len = header_len(mode)
     cdef net_header_t header
-    cdef uint32_t first, n
+    cdef uint32_t first, n, i
     cdef size_t offset = 0
     cdef uint32_t frame_len
     cdef iovec *vec
     cdef ssize_t written
-    cdef uint8_t *to
+    cdef uint8_t *to = p.tx_buffer
     if (
         chain.bad
         or chain.readable_len < hdr_len + ETH_HEADER_LEN
@@ -88,21 +110,25 @@ cdef int send(pair_t *p, queue_t *q, chain_t *chain, uint64_t mode) noexcept nog
         chain.iov[first].iov_len -= offset
     vec = &chain.iov[<int>first - 1]
     n = chain.readable - first + 1
-    if n > VEC_MAX:
-        to = p.tx_buffer
-        while first < chain.readable:
-            memcpy(to, chain.iov[first].iov_base, chain.iov[first].iov_len)
-            to += chain.iov[first].iov_len
-            first += 1
-        vec[1].iov_base = p.tx_buffer
-        vec[1].iov_len = frame_len
-        n = 2
-        count(q.counters, N_TX_LINEARISED, 1)
-    vec[0].iov_base = &header
-    vec[0].iov_len = VNET_HDR_LEN
-    written = writev(p.tap_fd, vec, <int>n)
-    while written < 0 and errno == EINTR:
-        written = writev(p.tap_fd, vec, <int>n)
+    if frame_len <= INLINE_LEN or n > VEC_MAX:
+        memcpy(to, &header, VNET_HDR_LEN)
+        to += VNET_HDR_LEN
+        for i in range(1, n):
+            memcpy(to, vec[i].iov_base, vec[i].iov_len)
+            to += vec[i].iov_len
+        if n > VEC_MAX:
+            count(q.counters, N_TX_LINEARISED, 1)
+        if load_acquire_u32(q.mem.faulted):
+            # acquire: pairs with the guard's release. These may be zeroes that the driver never wrote.
+            return queue_break(q, VQ_E_FAULT)
+        n = 0
+    else:
+        vec[0].iov_base = &header
+        vec[0].iov_len = VNET_HDR_LEN
+    while True:
+        written = raw_writev(p.tap_fd, vec, n) if n else raw_write(p.tap_fd, p.tx_buffer, VNET_HDR_LEN + frame_len)
+        if written >= 0 or errno != EINTR:
+            break
     if written >= 0:
         count(q.counters, N_TX_FRAMES, 1)
         count(q.counters, N_TX_BYTES, frame_len)
