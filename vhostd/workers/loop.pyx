@@ -202,9 +202,8 @@ cdef int take_events(worker_t *w, int timeout_ms) noexcept nogil:
     return n
 
 
-cdef int poll_before_sleep(worker_t *w) noexcept nogil:
-    """Look for up to poll_now_ns."""
-    cdef int64_t until = now_ns() + w.poll_now_ns
+cdef int poll_before_sleep(worker_t *w, int64_t until) noexcept nogil:
+    """Look for something to do until then. 1: there is."""
     cdef int _i
     cdef int found
     tally(&w.counters.polls)
@@ -245,6 +244,7 @@ cdef int ask_for_notifications(worker_t *w) noexcept nogil:
 cdef void serve(worker_t *w) noexcept nogil:
     """Work until there is nothing more to see and everybody has asked for notifications."""
     cdef uint32_t worked
+    cdef int64_t until = 0
     while not w.quit:
         worked = one_pass(w)
         if mailbox_waiting(w.mailbox) or w.later_count:
@@ -253,8 +253,13 @@ cdef void serve(worker_t *w) noexcept nogil:
             w.look_late = 1
         if any_ready(w) or mailbox_waiting(w.mailbox) or (w.uring != NULL and w.uring.prepared and worked):
             continue
-        if worked and w.poll_now_ns > 0 and poll_before_sleep(w):
-            continue
+        if w.poll_now_ns > 0:
+            # From the last work on: a kick that was asked for before and comes late is no work, and must not end this.
+            if worked:
+                until = now_ns() + w.poll_now_ns
+            if until and poll_before_sleep(w, until):
+                continue
+            until = 0
         if ask_for_notifications(w) or mailbox_waiting(w.mailbox):
             continue
         return
