@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from vhostd.control.client import ControlClient
 from vhostd.demo.host import Namespace
 from vhostd.demo.programs import Program
 
@@ -17,6 +19,18 @@ PEER = os.environ.get("VHOSTD_PEER", "vhostd")
 def vhostd(*words: str | Path) -> list[str]:
     """The command line of this very build."""
     return [sys.executable, "-m", "vhostd.cli.main", *(str(word) for word in words)]
+
+
+def control(socket: Path) -> Path:
+    """Where the daemon of a socket answers questions."""
+    return socket.with_name(f"{socket.name}-control")
+
+
+def counters(socket: Path) -> dict[str, Any]:
+    """What the daemon of a socket has counted."""
+    with ControlClient(control(socket)) as client:
+        (device,) = client.execute("query-stats")
+    return device
 
 
 def block_command(
@@ -32,7 +46,7 @@ def block_command(
             "--export",
             f"type=vhost-user-blk,id=export,node-name=disk,{export}",
         ]
-    words = ["blk", image, "--socket-path", socket, "--queues", str(queues), *extra]
+    words = ["blk", image, "--socket-path", socket, "--control", control(socket), "--queues", str(queues), *extra]
     if read_only:
         words.append("--read-only")
     if serial is not None:
@@ -61,7 +75,7 @@ async def serve_net(
     namespace: Namespace, tap: str, socket: Path, *, log: Path, pairs: int = 1, extra: Sequence[str] = ()
 ) -> Program:
     """Serve a network card on a tap of a namespace; back when it listens."""
-    words = vhostd("net", tap, "--socket-path", socket, "--queues", str(pairs), *extra)
+    words = vhostd("net", tap, "--socket-path", socket, "--control", control(socket), "--queues", str(pairs), *extra)
     program = await Program.start(*namespace.command(*words), log=log, pass_fds=[namespace.fd])
     await program.listening(socket)
     return program

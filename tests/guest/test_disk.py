@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.guest.lab import MIB, Lab, file_digest, pattern, settle, sha256, wait_in
 from tests.guest.markers import both, ours
+from tests.guest.peers import counters
 from vhostd.demo.programs import output_of
 
 BUSYBOX = Path(shutil.which("busybox") or "/bin/busybox").read_bytes()  # the guest's /bin/busybox
@@ -126,12 +127,14 @@ async def test_write_zeroes_with_and_without_unmap(lab: Lab) -> None:
 async def test_fsync_reaches_the_disk_as_a_flush(lab: Lab) -> None:
     """5.2.6: with a write-back cache the guest flushes: fsync in the guest is a flush here."""
     image = lab.image(8)
-    guest = await lab.guest(await lab.disk(image))
+    disk = await lab.disk(image)
+    guest = await lab.guest(disk)
     assert await guest.guest.run("cat /sys/block/vda/queue/write_cache") == "write back"
     flushes = "awk '{print $16}' /sys/block/vda/stat"  # kernel: Documentation/block/stat.rst
     before = int(await guest.guest.run(flushes))
     await guest.guest.run("for i in 1 2 3 4 5; do dd if=/bin/busybox of=/dev/vda bs=64k count=4 conv=fsync; done")
     assert int(await guest.guest.run(flushes)) >= before + 5
+    assert counters(disk.socket)["total"]["flushes"] >= 5
     assert file_digest(image, 0, 4 * 65536) == sha256(BUSYBOX[: 4 * 65536])
 
 

@@ -6,6 +6,7 @@ makes the reply; `refuse` leaves everything as it was.
 Spec: vhost-user, "Front-end message types", "Ring states", "VHOST_USER_PROTOCOL_F_REPLY_ACK".
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -115,6 +116,7 @@ class BackendSession:
         self.protocol_features = ProtocolFeature(0)
         self.vrings = [vr.Vring(index) for index in range(offer.rings)]
         self.regions: tuple[MemRegion, ...] = ()
+        self._told: Counter[MemRegion] = Counter()  # how many times more than once a region was added
         self.status = 0
         self.needs_reset = False
         self.owned = False
@@ -311,6 +313,7 @@ class BackendSession:
 
         def apply(_: object) -> None:
             self.regions = regions
+            self._told.clear()
 
         return _Step(act.SetMemTable(regions, frame.fds), apply)
 
@@ -321,6 +324,9 @@ class BackendSession:
         region = message.region
         if not frame.fds:
             raise RemoteProtocolError(f"ADD_MEM_REG: {_UNSHARED}")
+        if region in self.regions:
+            # QEMU 7.2 tells a network card's memory once for each queue pair, and takes it back as often.
+            return _Step(act.Nothing(), lambda _: self._told.update([region]))
         if len(self.regions) >= self.offer.mem_slots:
             raise RemoteProtocolError(
                 f'ADD_MEM_REG: all {self.offer.mem_slots} slots are taken (vhost-user, "GET_MAX_MEM_SLOTS")'
@@ -341,6 +347,9 @@ class BackendSession:
                 f"REM_MEM_REG: no region has gpa {wanted[0]:#x}, size {wanted[1]:#x}, user address {wanted[2]:#x} "
                 '(vhost-user, "REM_MEM_REG")'
             )
+
+        if self._told[found]:
+            return _Step(act.Nothing(), lambda _: self._told.subtract([found]))
 
         def apply(_: object) -> None:
             self.regions = tuple(region for region in self.regions if region is not found)
