@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vhostd.demo.errors import DemoError
-from vhostd.demo.programs import output_of
+from vhostd.demo.programs import find, output_of
 
 _CLONE_NEWNET = 0x40000000
 _TUN = Path("/dev/net/tun")
@@ -79,7 +79,13 @@ class Namespace:
 
     def command(self, *argv: str | Path) -> list[str]:
         """Return the command line that runs a program inside; it must inherit `fd` (pass_fds)."""
-        return ["nsenter", f"--net=/proc/self/fd/{self.fd}", "--", *(str(word) for word in argv)]
+        return [
+            "nsenter",
+            f"--net=/proc/self/fd/{self.fd}",
+            "--",
+            find(str(argv[0])),
+            *(str(word) for word in argv[1:]),
+        ]
 
     async def output_of(self, *argv: str | Path, deadline: float = 30) -> str:
         """Run a program inside and return what it printed."""

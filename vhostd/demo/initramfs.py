@@ -6,14 +6,13 @@ device nodes and owners need no root that way, and the same contents make the sa
 
 import hashlib
 import os
-import shutil
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vhostd.demo.errors import DemoError
 from vhostd.demo.kernel import Kernel
-from vhostd.demo.programs import output_of
+from vhostd.demo.programs import find, output_of
 
 TOOLS = ("mkfs.ext4", "e2fsck", "blkdiscard", "fallocate")
 """What busybox lacks or does otherwise: taken from this machine, with the libraries they load."""
@@ -115,8 +114,8 @@ async def build(kernel: Kernel, cache: Path) -> Path:
 
 
 async def _add_busybox(archive: Archive) -> None:
-    busybox = shutil.which("busybox")
-    if busybox is None or "=>" in await _libraries(busybox):
+    busybox = find("busybox")
+    if "=>" in await _libraries(busybox):
         raise DemoError("busybox: a static one is needed (the package busybox-static)")
     for applet in (await output_of(busybox, "--list")).split():
         archive.link(f"bin/{applet}", "busybox")
@@ -124,9 +123,7 @@ async def _add_busybox(archive: Archive) -> None:
 
 
 async def _add_program(archive: Archive, name: str) -> None:
-    path = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if path is None:
-        raise DemoError(f"{name}: not installed")
+    path = find(name)
     archive.file(f"usr/sbin/{name}", Path(path).read_bytes(), 0o755)
     for line in (await _libraries(path)).splitlines():
         # "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x...)", and the loader without an arrow

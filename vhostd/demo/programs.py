@@ -15,6 +15,17 @@ _ACCEPTING = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 _LOG_TAIL = 4000
 
 
+def find(program: str) -> str:
+    """Return where a program lies; a plain user's PATH lacks the folders of system programs, which are looked into too.
+
+    Raises DemoError when it is not installed.
+    """
+    path = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        raise DemoError(f"{program}: not installed")
+    return path
+
+
 async def output_of(
     *argv: str | Path, cwd: Path | None = None, deadline: float = 120, pass_fds: Sequence[int] = ()
 ) -> str:
@@ -22,9 +33,7 @@ async def output_of(
 
     `deadline` in seconds. Raises DemoError when the program is missing, fails, or takes longer.
     """
-    words = [str(word) for word in argv]
-    if shutil.which(words[0]) is None:
-        raise DemoError(f"{words[0]}: not installed")
+    words = [find(str(argv[0])), *(str(word) for word in argv[1:])]
     process = await asyncio.create_subprocess_exec(
         *words,
         cwd=cwd,
@@ -66,9 +75,7 @@ class Program:
         cls, *argv: str | Path, log: Path, pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None
     ) -> "Program":
         """Start a program with its output in `log`. Raises DemoError when it is not installed."""
-        words = [str(word) for word in argv]
-        if shutil.which(words[0]) is None:
-            raise DemoError(f"{words[0]}: not installed")
+        words = [find(str(argv[0])), *(str(word) for word in argv[1:])]
         with log.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(
                 "setpriv",

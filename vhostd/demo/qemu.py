@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from vhostd.demo.errors import DemoError
 from vhostd.demo.guest import Guest
-from vhostd.demo.programs import Program
+from vhostd.demo.programs import Program, find
 from vhostd.demo.qmp import Qmp
 
 QEMU = "qemu-system-x86_64"
@@ -237,8 +236,6 @@ async def machine(
 
 def version_of_qemu() -> str:
     """Return what names this QEMU among others: the path, size and time of its program."""
-    path = shutil.which(QEMU)
-    if path is None:
-        raise DemoError(f"{QEMU}: not installed")
+    path = find(QEMU)
     status = Path(path).stat()
     return f"{path} {status.st_size} {status.st_mtime_ns}"
