@@ -267,7 +267,7 @@ def test_a_region_that_is_not_there_is_removed(target, which):
 
 
 def test_all_slots_and_one_more(target):
-    """S83: 509 slots; the next is refused, and so is one that is there already."""
+    """S83: 509 slots; the next is refused, one that is there already is no other."""
     with guest(target) as bad, memfd(4096) as number:
         slots = bad.frontend.mem_slots
         for n in range(slots - 1):
@@ -275,7 +275,8 @@ def test_all_slots_and_one_more(target):
         assert bad.attempt(R.ADD_MEM_REG, single(1 << 50, 4096, 1 << 50), [number]) == "refused"
         assert bad.reads()
         assert bad.attempt(R.REM_MEM_REG, single(FREE, 4096, FREE)) == "done"
-        assert bad.attempt(R.ADD_MEM_REG, single(FREE + 4096, 4096, FREE + 4096), [number]) == "refused"
+        # The same region once more is known already: QEMU tells it for each queue pair of a card.
+        assert bad.attempt(R.ADD_MEM_REG, single(FREE + 4096, 4096, FREE + 4096), [number]) == "done"
         assert bad.attempt(R.ADD_MEM_REG, single(1 << 50, 4096, 1 << 50), [number]) == "done"
         assert bad.reads()
 
