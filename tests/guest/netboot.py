@@ -39,6 +39,7 @@ def dhcp_answer(packet: bytes, server: str, client: str, file: str) -> bytes | N
         (1, bytes([255, 255, 255, 0])),
         (66, server.encode()),
         (67, file.encode()),
+        (175, bytes([176, 1, 1])),  # iPXE's own: there is no other server to wait for
     )
     return answer + b"".join(bytes([code, len(value)]) + value for code, value in options) + b"\xff"
 

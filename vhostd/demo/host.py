@@ -113,11 +113,10 @@ class Namespace:
 
 def _ensure_tun() -> None:
     """Make the tun device's node where a bare /dev lacks it (a fresh chroot); root may."""
-    try:
-        if stat.S_ISCHR(_TUN.stat().st_mode):
-            return
-    except FileNotFoundError:
-        pass
+    if _TUN.exists():
+        if not os.access(_TUN, os.R_OK | os.W_OK):
+            raise DemoError(f"{_TUN}: only root may open it here (udev lets everyone: mode 0666): no tap for us")
+        return
     try:
         _TUN.parent.mkdir(exist_ok=True)
         os.mknod(_TUN, stat.S_IFCHR | 0o600, _TUN_NUMBER)
