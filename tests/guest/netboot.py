@@ -1,6 +1,10 @@
-"""The far end of a network boot: one lease by DHCP (RFC 2131), one file by TFTP (RFC 1350), the rest by HTTP."""
+"""The far end of a network boot: one lease by DHCP (RFC 2131), one file by TFTP (RFC 1350), the rest by HTTP.
+
+And a router that is none (RFC 4861): without one iPXE waits for fifteen seconds before it believes in IPv4 alone.
+"""
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -9,6 +13,7 @@ from contextlib import asynccontextmanager
 from vhostd.demo.host import Namespace
 
 _COOKIE = b"\x63\x82\x53\x63"
+_SOLICITATION, _ADVERTISEMENT = 133, 134
 _DISCOVER, _OFFER, _REQUEST, _ACK = 1, 2, 3, 5
 
 
@@ -59,7 +64,8 @@ class NetBoot:
     async def serving(self) -> AsyncIterator[None]:
         dhcp, tftp = self._datagrams(67, self._tap), self._datagrams(69)
         web = await asyncio.start_server(self._web, sock=self._namespace.listen(self._server, 80))
-        tasks = [asyncio.create_task(self._dhcp(dhcp)), asyncio.create_task(self._tftp(tftp))]
+        router = self._router()
+        tasks = [asyncio.create_task(each) for each in (self._dhcp(dhcp), self._tftp(tftp), self._advertise(router))]
         try:
             yield
         finally:
@@ -67,8 +73,8 @@ class NetBoot:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             web.close()
-            dhcp.close()
-            tftp.close()
+            for line in (dhcp, tftp, router):
+                line.close()
 
     def _datagrams(self, port: int, device: str | None = None) -> socket.socket:
         def make() -> socket.socket:
@@ -81,6 +87,29 @@ class NetBoot:
             return made
 
         return self._namespace.call(make)
+
+    def _router(self) -> socket.socket:
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            number = socket.if_nametoindex(self._tap)
+            group = socket.inet_pton(socket.AF_INET6, "ff02::2") + struct.pack("@I", number)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, number)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+            made.setblocking(False)
+            return made
+
+        return self._namespace.call(make)
+
+    async def _advertise(self, line: socket.socket) -> None:
+        """Answer who looks for a router: it is there, and routes nothing."""
+        loop = asyncio.get_running_loop()
+        number = self._namespace.call(lambda: socket.if_nametoindex(self._tap))
+        while True:
+            packet, _ = await loop.sock_recvfrom(line, 2048)
+            if packet[0] == _SOLICITATION:
+                with contextlib.suppress(OSError):  # our own address may not be sure yet; it is asked again
+                    line.sendto(bytes([_ADVERTISEMENT]) + bytes(15), ("ff02::1", 0, 0, number))
 
     async def _dhcp(self, line: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.lab import GUEST_ADDRESS, HOST_ADDRESS, MIB, Lab, file_digest, pattern, sha256
+from tests.guest.lab import GUEST_ADDRESS, HOST_ADDRESS, MIB, Lab, file_digest, sha256
 from tests.guest.markers import both
 from tests.guest.netboot import NetBoot
 from vhostd.demo.programs import output_of
@@ -32,9 +32,10 @@ async def test_seabios_boots_reads_and_writes(lab: Lab, legacy: bool) -> None:
 
 
 @pytest.mark.root
-async def test_ipxe_boots_linux_over_the_card(lab: Lab) -> None:
+@pytest.mark.parametrize("legacy", [False, True], ids=["modern", "legacy"])
+async def test_ipxe_boots_linux_over_the_card(lab: Lab, legacy: bool) -> None:
     """iPXE takes a lease by DHCP, its script by TFTP, kernel and initramfs by HTTP; then Linux boots from them."""
-    nic, namespace = await lab.nic(boot_rom=True, properties={"bootindex": 1})
+    nic, namespace = await lab.nic(boot_rom=True, legacy=legacy, properties={"bootindex": 1})
     words = lab.images.config().command()
     append = words[words.index("-append") + 1]
     script = f"""#!ipxe
@@ -56,17 +57,3 @@ boot
         modules = sorted((lab.images.kernel.parent).glob("*.ko"))
         sums = (await machine.guest.run("cd /modules; sha256sum *.ko")).split()[::2]
         assert sums == [file_digest(module) for module in modules]
-
-
-@pytest.mark.root
-async def test_ipxe_uses_a_legacy_card(lab: Lab) -> None:
-    """The same driver through the legacy interface: DHCP, TFTP, and 512 KiB by HTTP."""
-    nic, namespace = await lab.nic(boot_rom=True, legacy=True, properties={"bootindex": 1})
-    script = f"#!ipxe\ninitrd http://{HOST_ADDRESS}/blob && echo @@GOT || echo @@FAIL\nshell\n"
-    files = {"boot.ipxe": script.encode(), "blob": pattern(MIB // 2)}
-    server = NetBoot(namespace, "tap0", HOST_ADDRESS, GUEST_ADDRESS, files)
-    async with server.serving():
-        machine = await lab.firmware(nic, console=True)
-        found = await machine.guest.until(rb"@@(GOT|FAIL)", 60)
-        assert found[1] == b"GOT"
-        assert server.seen[-2:] == ["tftp boot.ipxe", "http blob"]
