@@ -10,8 +10,8 @@ class Backend(Protocol):
     """A device type over an opened host object. All of it is called on the control thread.
 
     kind: "block" or "net". features: virtio bits offered, as a mask. rings: how many vrings there are. queue_num: what
-    GET_QUEUE_NUM answers (net: pairs). mtu_settable: NET_SET_MTU is served. counter_names: of its own counters, per
-    ring.
+    GET_QUEUE_NUM answers (net: pairs). mtu_settable: NET_SET_MTU is served. tells_config: the front-end should read
+    the configuration space. counter_names: of its own counters, per ring.
     """
 
     kind: str
@@ -19,6 +19,7 @@ class Backend(Protocol):
     rings: int
     queue_num: int
     mtu_settable: bool
+    tells_config: bool
     counter_names: tuple[str, ...]
 
     @property

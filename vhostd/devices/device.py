@@ -41,7 +41,7 @@ def offer_of(backend: Backend) -> Offer:
         | ProtocolFeature.CONFIGURE_MEM_SLOTS
         | ProtocolFeature.STATUS
     )
-    if backend.config_space:
+    if backend.tells_config:
         features |= ProtocolFeature.CONFIG
     if backend.mtu_settable:
         features |= ProtocolFeature.NET_MTU

@@ -19,6 +19,7 @@ class BlockBackend:
 
     kind = "block"
     mtu_settable = False
+    tells_config = True
     counter_names = COUNTER_NAMES
 
     def __init__(self, options: BlockOptions, image: Image) -> None:

@@ -83,6 +83,8 @@ class NetBackend:
         """Serve an open tap, which is closed with the back-end. `open` does both. Raises ConfigError."""
         self._tap = tap
         self._options = options
+        # QEMU has its own idea of a card's address, and warns of a back-end that offers to tell it one.
+        self.tells_config = options.mac is not None or options.mtu is not None
         self._mac = _parse_mac(options.mac) if options.mac else default_mac(options.name or tap.name)
         self._mtu = options.mtu  # what a front-end set wins: it is what the guest is told
         self._acked = 0
