@@ -14,6 +14,8 @@ from vhostd.spec import vhost_user as spec
 class BackChannel:
     """Our end of the back-end channel. Nothing waits for it: what it cannot take at once is not sent.
 
+    Each call says so itself: the open file is the front-end's, too, and so is its O_NONBLOCK.
+
     It may not become what keeps the connection alive whose end would close it. So the front-end's own end of that
     connection, which has `main_name` as the name of its peer, is refused, and nothing can be sent to us: a descriptor
     of it could lie unread in our queue. We ask for no replies.
@@ -31,9 +33,8 @@ class BackChannel:
         if misfit:
             raise RemoteProtocolError(f'SET_BACKEND_REQ_FD: the fd {misfit} (vhost-user, "Back-end communication")')
         fd.take()
-        taken.setblocking(False)
         with contextlib.suppress(OSError):
-            while taken.recv(4096):  # what was sent before that
+            while taken.recv(4096, socket.MSG_DONTWAIT):  # what was sent before that
                 pass
         self._socket = taken
 
@@ -41,7 +42,7 @@ class BackChannel:
         """Send CONFIG_CHANGE_MSG. Whether it went out."""
         frame = wire.frame_bytes(int(spec.BackendRequest.CONFIG_CHANGE_MSG), spec.VERSION, b"")
         try:
-            return self._socket.send(frame, socket.MSG_NOSIGNAL) == len(frame)
+            return self._socket.send(frame, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT) == len(frame)
         except OSError:
             return False
 
