@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import select
 import socket
 import struct
 
@@ -12,6 +13,7 @@ from vhostd.protocol.framing import Frame, Framer
 MESSAGE_S = 5.0  # from a message's first byte to its last
 REPLY_S = 5.0  # for a reply to be taken
 FDS_ROOM = 64  # more than any message may carry, so that what is too much is received, and closed
+TURN = 16  # messages read without a wait before everybody else on the event loop has a turn
 _CONTROL_LEN = socket.CMSG_SPACE(FDS_ROOM * array.array("i").itemsize)
 
 
@@ -28,6 +30,7 @@ class Channel:
         self._socket = connection
         self._framer = Framer()
         self._loop = asyncio.get_running_loop()
+        self._in_turn = 0
 
     def peer(self) -> tuple[int, int, int]:
         """Return (pid, uid, gid) of the front-end as it connected."""
@@ -41,10 +44,17 @@ class Channel:
         Raises RemoteProtocolError (fatal) for a stream that cannot be read on: cut, too slow, too long, too many fds.
         """
         deadline: float | None = None
+        self._in_turn += 1
+        if self._in_turn >= TURN:
+            # What a front-end sends without a pause is always there to be read: signals, other connections and the
+            # operator must not wait for its end.
+            self._in_turn = 0
+            await asyncio.sleep(0)
         while True:
             try:
                 data, fds = self._read(self._framer.wanted)
             except BlockingIOError:
+                self._in_turn = 0
                 await self._readable(deadline)
                 continue
             except ConnectionError:
@@ -112,7 +122,11 @@ class Channel:
             self._loop.remove_writer(self._socket.fileno())
 
     def hung_up(self) -> bool:
-        """Whether the front-end has closed its end and nothing is left to read."""
+        """Whether the front-end has closed its end, or will not send again and all it sent has been read."""
+        poller = select.poll()
+        poller.register(self._socket, 0)
+        if poller.poll(0):  # both directions: nobody is there, though something may be left to read
+            return True
         try:
             return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
