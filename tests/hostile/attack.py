@@ -201,8 +201,8 @@ def connect(target, wait=2.0):
 def raw(target):
     """A bare connected socket."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(os.fspath(target.socket))  # blocking: a full queue is waited for
     connection.settimeout(8.0)
-    connection.connect(os.fspath(target.socket))
     return connection
 
 
