@@ -181,7 +181,7 @@ def test_a_back_channel_that_talks(target, what):
 
 
 def test_a_back_channel_in_non_blocking_mode_and_back(target):
-    """S122: the mode belongs to the open file, so a front-end can make ours blocking again; we do not wait either way."""
+    """S122: the mode belongs to the open file, so that a front-end can make ours block; we do not wait."""
     with guest(target, queues=4) as bad:
         ours, theirs = socket.socketpair()
         with ours, theirs:

@@ -242,9 +242,7 @@ def test_descriptors_run_out_in_accept(target):
     lowest = next(n for n in range(4096) if n not in used)
     resource.prlimit(target.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
     try:
-        held = []
-        for _ in range(3):
-            held.append(raw(target))
+        held = [raw(target) for _ in range(3)]
         for connection in held:
             assert ended(connection)
             connection.close()
@@ -387,3 +385,12 @@ def test_something_else_than_vhost_user(target):
             assert ended(connection)
         with contextlib.closing(connect(target)) as session:
             assert alive(session)
+
+
+def test_a_flood_of_refused_messages_in_the_log(target):
+    """S5: a line or two, then a count."""
+    with guest(target) as bad:
+        before = len(target.log())
+        for _ in range(1000):
+            assert bad.attempt(R.SET_VRING_NUM, struct.pack("<II", 0, 3)) == "refused"
+        assert len(target.log()) - before < 20_000
