@@ -79,14 +79,14 @@ cdef void queue_call(queue_t *q) noexcept nogil:
 
 
 cdef void queue_flush(queue_t *q) noexcept nogil:
-    if q.published == q.next_used and q.signalled == q.published:
-        return
     if load_acquire_u32(q.mem.faulted):
         # acquire: pairs with the guard's release. What we read may be zeroes that the driver never wrote.
         if not q.broken:
             queue_break(q, VQ_E_FAULT)
         return
     split_publish(q)
+    if q.published == q.next_used and q.signalled == q.published:
+        return
     if split_wants_call(q):
         queue_call(q)
     else:

@@ -7,7 +7,9 @@ The driver is a thread that may do anything to this memory at any time. What we 
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from vhostd.atomics cimport fence_full, load_acquire_u16, load_relaxed_u16, store_relaxed_u16, store_release_u16
+from vhostd.atomics cimport (
+    fence_full, load_acquire_u16, load_relaxed_u16, load_relaxed_u32, store_relaxed_u16, store_release_u16,
+)
 from vhostd.queues.codes cimport (
     VQ_CHAIN, VQ_E_AVAIL_IDX, VQ_E_BROKEN, VQ_E_BUSY, VQ_E_HEAD, VQ_EMPTY,
 )
@@ -93,7 +95,10 @@ cdef int split_kicks_on(queue_t *q) noexcept nogil:
 
 
 cdef int split_kicks_on_past(queue_t *q, uint16_t seen) noexcept nogil:
-    """Ask for a kick once avail.idx is past `seen` (2.7.10). 1 when it is by now: no kick will come for that."""
+    """Ask for a kick once avail.idx is past `seen` (2.7.10). 1 when it is by now: no kick will come for that.
+
+    1, too, when guest memory vanished: somebody has to notice.
+    """
     q.notify_off = 0
     if q.avail_event != NULL:
         store_relaxed_u16(q.avail_event, seen)
@@ -102,7 +107,7 @@ cdef int split_kicks_on_past(queue_t *q, uint16_t seen) noexcept nogil:
     # full fence: our wish (a store) before our look at avail.idx (a load); pairs with the driver's fence between
     # its store of avail.idx and its load of our wish (2.7.13.4.1). Without it both may miss each other for ever.
     fence_full()
-    return load_relaxed_u16(&q.avail.idx) != seen
+    return load_relaxed_u16(&q.avail.idx) != seen or load_relaxed_u32(q.mem.faulted)
 
 
 cdef int split_wants_call(queue_t *q) noexcept nogil:
