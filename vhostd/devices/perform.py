@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from vhostd.backends.base import Backend
@@ -29,6 +29,8 @@ from vhostd.workers.pool import Worker, WorkerPool
 
 log = logging.getLogger(__name__)
 
+ORDERS_MAX = 32  # mails that a worker may leave unanswered before it gets no more but to stop
+INTERRUPT_S = 0.5  # after which a worker that does not answer is got out of the system call it waits in
 DRAIN_S = 5.0  # for requests in flight to come back by themselves, and again after they were cancelled
 
 
@@ -97,7 +99,8 @@ class Performer:
         self._fault = Fault()
         self._memory: GuestMemory | None = None
         self._fds: dict[int, RingFds] = {}
-        self._started: set[int] = set()
+        self._queues: dict[int, Queue] = {}  # what the started rings run
+        self._unanswered: set[asyncio.Future[int]] = set()
         self._lost: dict[int, int] = {}  # rings that lost their memory while they ran: where they stood
         self.back_channel: BackChannel | None = None
 
@@ -109,7 +112,7 @@ class Performer:
     @property
     def started(self) -> frozenset[int]:
         """The rings that run."""
-        return frozenset(self._started)
+        return frozenset(self._queues)
 
     async def perform(self, action: act.Action) -> Any:
         """Carry out an action and return the value that `done` wants.
@@ -127,27 +130,53 @@ class Performer:
 
     # Mail.
 
-    async def _order(self, worker: Worker, mail: Mail, what: str) -> None:
-        """Send mail that is answered at once, and wait for that."""
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                result = await worker.send(mail)
-        except TimeoutError:
-            raise BackendError(f"{what}: the worker does not answer, a system call of its holds it up") from None
-        if result < 0:
+    def _send(self, worker: Worker, mail: Mail, old: Fd | None = None) -> "asyncio.Future[int]":
+        """Send mail. Its answer closes `old`: until then the worker may use that, and its number must not be reused."""
+        answer = worker.send(mail)
+        self._unanswered.add(answer)
+        answer.add_done_callback(self._unanswered.discard)
+        if old is not None:
+            answer.add_done_callback(lambda _: old.close())
+        return answer
+
+    def _check_worker(self, worker: Worker, what: str) -> None:
+        """Raise BackendError while a worker hangs, so that mails do not pile up: there must be room to stop rings."""
+        if worker.loop.mailbox.outstanding >= ORDERS_MAX:
+            raise BackendError(f"{what}: the worker does not answer, a system call of its holds it up")
+
+    async def _answered(self, answers: Mapping["asyncio.Future[int]", Worker]) -> bool:
+        """Wait for all answers, up to DRAIN_S. Whether they came."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + DRAIN_S
+        late = set(answers)
+        while late and (left := until - loop.time()) > 0:
+            _, late = await asyncio.wait(late, timeout=min(left, INTERRUPT_S))
+            for worker in {answers[answer] for answer in late}:
+                worker.interrupt()
+        return not late
+
+    async def _order(self, worker: Worker, answer: "asyncio.Future[int]", what: str) -> None:
+        """Wait for the answer to mail that is answered at once.
+
+        A worker that hangs takes the mail when it is back: in order, so that it counts as done.
+        Raises BackendError when it could not be done.
+        """
+        if not await self._answered({answer: worker}):
+            log.warning("a worker does not answer", extra={"device": self._device, "what": what})
+        elif (result := answer.result()) < 0:
             raise BackendError(what, OSError(-result, os.strerror(-result)))
 
     async def _drained(self, mails: Sequence[tuple[int, Worker, Mail]], *, cancel: bool = False) -> bool:
         """Send mail that waits for requests in flight; cancel these when it takes too long. Whether all came back."""
         if not mails:
             return True
-        answers = [worker.send(mail) for _, worker, mail in mails]
+        answers = {self._send(worker, mail): worker for _, worker, mail in mails}
         for last in (cancel, True):
             if last:
-                for ring, worker, _ in mails:
-                    worker.send(self._rings.handler(ring)[0].cancel())
-            _, late = await asyncio.wait(answers, timeout=DRAIN_S)
-            if not late:
+                with contextlib.suppress(BackendError):  # a full mailbox: nothing can be cancelled there
+                    for ring, worker, _ in mails:
+                        self._send(worker, self._rings.handler(ring)[0].cancel())
+            if await self._answered(answers):
                 return True
             if last:
                 break
@@ -164,9 +193,10 @@ class Performer:
         features = action.features & ~virtio.Feature.PROTOCOL_FEATURES
         self._backend.set_features(features)
         if action.enable_all:
-            for ring in self._started:
+            for ring in list(self._queues):
                 handler, slot, worker = self._rings.handler(ring)
-                await self._order(worker, handler.enable(slot, enabled=True), "SET_FEATURES")
+                answer = self._send(worker, handler.enable(slot, enabled=True))
+                await self._order(worker, answer, "SET_FEATURES")
 
     async def _get_config(self, action: act.GetConfig) -> bytes:
         space = self._backend.config_space
@@ -204,7 +234,7 @@ class Performer:
     def _rebuild(self, memory: GuestMemory) -> dict[int, Queue | None]:
         """Make the queue of each started ring over new memory; None for one that does not lie in it."""
         queues: dict[int, Queue | None] = {}
-        for ring in self._started:
+        for ring in self._queues:
             try:
                 queues[ring] = self._make_queue(ring, memory)
             except GuestMemoryError as error:
@@ -220,16 +250,17 @@ class Performer:
         for ring, queue in queues.items():
             handler, slot, worker = self._rings.handler(ring)
             mails.append((ring, worker, handler.replace(slot, queue, drain=bool(gone))))
+        self._queues.update((ring, queue) for ring, queue in queues.items() if queue is not None)
         drained = await self._drained(mails)
         self._regions, self._memory = regions, memory
-        for ring, queue in queues.items():
-            if queue is None:
-                self._lost[ring] = self._forget(ring)
         if not drained:
-            # The old regions stay mapped until the requests that point into them have come back.
+            # The old regions stay mapped until the requests that point into them have come back: the mail has them.
             raise RemoteProtocolError(
                 "memory cannot change: requests in flight do not return from the host", fatal=True
             )
+        for ring, queue in queues.items():
+            if queue is None:
+                self._lost[ring] = self._forget(ring)
         for region in gone:
             region.close()
 
@@ -245,12 +276,8 @@ class Performer:
         await self._change_memory(new, list(self._regions.values()))
 
     async def _add_region(self, action: act.AddRegion) -> None:
-        region = self._map(action.region, action.fd)
-        try:
-            await self._change_memory({**self._regions, action.region: region}, [])
-        except BaseException:
-            region.close()
-            raise
+        # When this fails, whoever still has the region keeps it mapped: a worker may go over to it yet.
+        await self._change_memory({**self._regions, action.region: self._map(action.region, action.fd)}, [])
 
     async def _remove_region(self, action: act.RemoveRegion) -> None:
         left = dict(self._regions)
@@ -272,72 +299,91 @@ class Performer:
 
     async def _set_kick(self, action: act.SetKick) -> None:
         ring = action.index
+        what = f"SET_VRING_KICK: ring {ring}"
         if self._memory is None:
-            raise RemoteProtocolError(f"SET_VRING_KICK: ring {ring} has no memory")
-        queue = None if ring in self._started else self._make_queue(ring, self._memory)
-        kick = take_eventfd(action.fd, f"SET_VRING_KICK: ring {ring}")
+            raise RemoteProtocolError(f"{what} has no memory")
+        handler, slot, worker = self._rings.handler(ring)
+        self._check_worker(worker, what)
+        fds = self._ring_fds(ring)
+        queue = None if ring in self._queues else self._make_queue(ring, self._memory)
+        kick = take_eventfd(action.fd, what)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(kick.number)  # the ring is looked at anyway; and a counter near its end could not be kicked
-        handler, slot, worker = self._rings.handler(ring)
-        try:
-            if queue is None:
-                await self._order(worker, handler.set_kick_fd(slot, kick.number), "SET_VRING_KICK")
-            else:
-                await self._order(worker, handler.start(slot, queue, kick.number), "SET_VRING_KICK")
-        except BaseException:
-            if queue is not None:
-                handler.queues[slot] = None
-            kick.close()
-            raise
-        fds = self._ring_fds(ring)
-        if fds.kick is not None:
-            fds.kick.close()
+        # From the moment the mail is sent the ring counts as started, whatever becomes of us: what a worker has, or
+        # will have, must be stopped before it is freed.
+        if queue is None:
+            answer = self._send(worker, handler.set_kick_fd(slot, kick.number), fds.kick)
+            fds.kick = kick
+            await self._order(worker, answer, what)
+            return
+        before = handler.queues[slot]
+        answer = self._send(worker, handler.start(slot, queue, kick.number), fds.kick)
         fds.kick = kick
-        self._started.add(ring)
+        self._queues[ring] = queue
+        try:
+            await self._order(worker, answer, what)
+        except BackendError:  # it was not started
+            self._forget(ring)
+            handler.queues[slot] = before
+            raise
         self._lost.pop(ring, None)
 
     async def _set_call(self, action: act.SetCall) -> None:
         ring = action.index
-        call = None if action.fd is None else take_eventfd(action.fd, f"SET_VRING_CALL: ring {ring}")
-        if ring in self._started:
-            handler, slot, worker = self._rings.handler(ring)
-            await self._order(worker, handler.set_call_fd(slot, call.number if call else -1), "SET_VRING_CALL")
+        what = f"SET_VRING_CALL: ring {ring}"
+        call = None if action.fd is None else take_eventfd(action.fd, what)
         fds = self._ring_fds(ring)
-        if fds.call is not None:  # only now: the worker has let go of it, and its number may be used again
-            fds.call.close()
+        old = fds.call
+        if ring not in self._queues:
+            fds.call = call
+            if old is not None:
+                old.close()
+            return
+        handler, slot, worker = self._rings.handler(ring)
+        self._check_worker(worker, what)
+        answer = self._send(worker, handler.set_call_fd(slot, call.number if call else -1), old)
         fds.call = call
+        await self._order(worker, answer, what)
 
     async def _set_err(self, action: act.SetErr) -> None:
         ring = action.index
-        err = None if action.fd is None else take_eventfd(action.fd, f"SET_VRING_ERR: ring {ring}")
-        if ring in self._started:
-            handler, slot, worker = self._rings.handler(ring)
-            await self._order(worker, handler.set_err_fd(slot, err.number if err else -1), "SET_VRING_ERR")
+        what = f"SET_VRING_ERR: ring {ring}"
+        err = None if action.fd is None else take_eventfd(action.fd, what)
         fds = self._ring_fds(ring)
-        if fds.err is not None:
-            fds.err.close()
+        old = fds.err
+        if ring not in self._queues:
+            fds.err = err
+            if old is not None:
+                old.close()
+            return
+        handler, slot, worker = self._rings.handler(ring)
+        self._check_worker(worker, what)
+        answer = self._send(worker, handler.set_err_fd(slot, err.number if err else -1), old)
         fds.err = err
+        await self._order(worker, answer, what)
 
     async def _enable(self, action: act.EnableRing) -> None:
-        if action.index in self._started:
+        if action.index in self._queues:
             handler, slot, worker = self._rings.handler(action.index)
-            await self._order(worker, handler.enable(slot, enabled=action.enabled), "SET_VRING_ENABLE")
+            self._check_worker(worker, "SET_VRING_ENABLE")
+            answer = self._send(worker, handler.enable(slot, enabled=action.enabled))
+            await self._order(worker, answer, "SET_VRING_ENABLE")
 
     def _forget(self, ring: int) -> int:
         """Drop what a stopped ring ran; return where it stood."""
         handler, slot, _ = self._rings.handler(ring)
-        queue = handler.queues[slot]
-        handler.queues[slot] = None
-        self._started.discard(ring)
+        queue = self._queues.pop(ring)
+        if handler.queues[slot] is queue:
+            handler.queues[slot] = None
         fds = self._ring_fds(ring)
         if fds.kick is not None:
             fds.kick.close()
             fds.kick = None
-        return 0 if queue is None else queue.base
+        return queue.base
 
     async def _stop(self, action: act.StopRing) -> int:
         ring = action.index
-        if ring not in self._started:
+        if ring not in self._queues:
             return self._lost.pop(ring, self._session.vrings[ring].base)
         handler, slot, worker = self._rings.handler(ring)
         if not await self._drained([(ring, worker, handler.stop(slot))]):
@@ -349,12 +395,12 @@ class Performer:
     async def _stop_all(self, *, cancel: bool = False) -> dict[int, int]:
         """Stop every ring; return where each stood."""
         mails = []
-        for ring in self._started:
+        for ring in self._queues:
             handler, slot, worker = self._rings.handler(ring)
             mails.append((ring, worker, handler.stop(slot)))
         if not await self._drained(mails, cancel=cancel):
             raise RemoteProtocolError("the rings cannot be stopped, the host holds their requests", fatal=True)
-        stood = {ring: self._forget(ring) for ring in list(self._started)} | self._lost
+        stood = {ring: self._forget(ring) for ring in list(self._queues)} | self._lost
         self._lost.clear()
         return stood
 
@@ -363,20 +409,27 @@ class Performer:
         try:
             await self._stop_all(cancel=True)
         except (RemoteProtocolError, BackendError) as error:
-            # Whatever the workers still hold is held by the mail that they have not answered, and goes with it.
             log.error("the end is not clean", extra={"device": self._device, "why": error})  # noqa: TRY400 - not a bug
+        if self._unanswered:  # what the workers have stays until they let go of it
+            held = asyncio.gather(*self._unanswered, return_exceptions=True)
+            held.add_done_callback(lambda _: self._release())
         else:
-            for region in self._regions.values():
-                region.close()
-        self._regions.clear()
-        self._memory = None
-        for fds in self._fds.values():
-            if not self._started:
-                fds.close()
+            self._release()
         if self.back_channel is not None:
             self.back_channel.close()
             self.back_channel = None
         self._backend.on_session_end()
+
+    def _release(self) -> None:
+        """Give back everything that the front-end gave us. No worker has any of it."""
+        for ring in list(self._queues):
+            self._forget(ring)
+        for region in self._regions.values():
+            region.close()
+        self._regions.clear()
+        self._memory = None
+        for fds in self._fds.values():
+            fds.close()
 
     _functions: ClassVar[dict[type[act.Action], Callable[["Performer", Any], Awaitable[Any]]]] = {
         act.Nothing: _nothing,

@@ -61,12 +61,12 @@ cdef extern from * nogil:
     #include <errno.h>
     #include <stdint.h>
     #include <unistd.h>
-    /* The fd is non-blocking: EAGAIN means the counter is full, so that the peer has a call waiting anyway. */
+    /* The fd is non-blocking: EAGAIN means the counter is full, so that the peer has a call waiting anyway. But the
+       mode is the open file's, and the peer may have taken it away: then we wait here until the control thread
+       interrupts us. 0 when that was so. */
     static inline int signal_eventfd(int fd) {
         uint64_t one = 1;
-        ssize_t n;
-        do { n = write(fd, &one, sizeof(one)); } while (n < 0 && errno == EINTR);
-        return n == (ssize_t)sizeof(one);
+        return write(fd, &one, sizeof(one)) >= 0 || errno != EINTR;
     }
     """
     int signal_eventfd(int fd)
@@ -74,7 +74,8 @@ cdef extern from * nogil:
 
 cdef void queue_call(queue_t *q) noexcept nogil:
     if q.call_fd >= 0:
-        signal_eventfd(q.call_fd)
+        if not signal_eventfd(q.call_fd):
+            q.call_fd = -1  # no more of those, until it is given anew
         count(q.counters, C_CALLS, 1)
 
 
@@ -84,9 +85,9 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
         if not q.broken:
             queue_break(q, VQ_E_FAULT)
         return
-    split_publish(q)
     if q.published == q.next_used and q.signalled == q.published:
         return
+    split_publish(q)
     if split_wants_call(q):
         queue_call(q)
     else:
@@ -96,8 +97,8 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
 cdef int queue_break(queue_t *q, int code) noexcept nogil:
     if q.broken != code:  # what split_pop answered has been counted there
         split_break(q, code)
-    if q.err_fd >= 0:
-        signal_eventfd(q.err_fd)
+    if q.err_fd >= 0 and not signal_eventfd(q.err_fd):
+        q.err_fd = -1
     return code
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -15,6 +16,8 @@ from vhostd.workers.loop import Loop
 from vhostd.workers.mailbox import Mail
 
 log = logging.getLogger(__name__)
+
+INTERRUPT = signal.SIGURG  # ignored where nobody asked for it, so that a stray one does no harm
 
 Report = Callable[[int, int], None]
 
@@ -54,6 +57,14 @@ class Worker:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[self.loop.mailbox.send(mail)] = future
         return future
+
+    def interrupt(self) -> None:
+        """Have a system call in which the thread waits end with EINTR. Transfers of a local disk do not notice.
+
+        A front-end can make a write to its own eventfd wait: O_NONBLOCK belongs to the open file that we share.
+        """
+        if self._thread is not None and self._thread.ident is not None and self._thread.is_alive():
+            signal.pthread_kill(self._thread.ident, INTERRUPT)
 
     def _answers(self) -> None:
         # Read the bell before the box: an answer put in between rings it again.
@@ -109,6 +120,8 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start all threads. On the event loop, after everything that a thread would inherit is as it should be."""
+        # A handler, so that waiting calls end with EINTR; it has nothing to do.
+        signal.signal(INTERRUPT, lambda *_: None)
         for worker in self.workers:
             worker.start()
 
