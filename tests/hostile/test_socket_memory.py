@@ -12,6 +12,7 @@ from tests.hostile.attack import (
     MIB,
     NO_SLOTS,
     OWN_REPLY,
+    addr,
     alive,
     attempt,
     closed,
@@ -22,6 +23,7 @@ from tests.hostile.attack import (
 )  # fmt: skip
 from vhostd.driver.arena import Arena, Region
 from vhostd.driver.hotloop import block_load
+from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceError
 from vhostd.spec.blk import Request, StatusByte
 from vhostd.spec.vhost_user import FrontendRequest
@@ -267,7 +269,7 @@ def test_a_region_that_is_not_there_is_removed(target, which):
 
 
 def test_all_slots_and_one_more(target):
-    """S83: 509 slots; the next is refused, one that is there already is no other."""
+    """S83: 509 slots; the next is refused, one that is there already takes none, one that overlaps is refused."""
     with guest(target) as bad, memfd(4096) as number:
         slots = bad.frontend.mem_slots
         for n in range(slots - 1):
@@ -275,8 +277,8 @@ def test_all_slots_and_one_more(target):
         assert bad.attempt(R.ADD_MEM_REG, single(1 << 50, 4096, 1 << 50), [number]) == "refused"
         assert bad.reads()
         assert bad.attempt(R.REM_MEM_REG, single(FREE, 4096, FREE)) == "done"
-        # The same region once more is known already: QEMU tells it for each queue pair of a card.
         assert bad.attempt(R.ADD_MEM_REG, single(FREE + 4096, 4096, FREE + 4096), [number]) == "done"
+        assert bad.attempt(R.ADD_MEM_REG, single(FREE + 4096, 4095, FREE + 4096), [number]) == "refused"
         assert bad.attempt(R.ADD_MEM_REG, single(1 << 50, 4096, 1 << 50), [number]) == "done"
         assert bad.reads()
 
@@ -424,6 +426,24 @@ def test_memory_is_cut_before_a_ring_starts(target):
         arena.truncate(RINGS, 0)
         attempt(bad.frontend, R.SET_VRING_KICK, bytes(8), [bad.queue.kick_fd.number])
         gone(bad, verr=False)
+
+
+@pytest.mark.parametrize("base", [0, 5], ids="S78-base-{}".format)
+def test_memory_is_cut_where_only_a_worker_looks(target, base):
+    """S78: the used ring is there, the available ring is not: the ring breaks in the moment it starts."""
+    with Arena([RINGS, BUFFERS], seal=False) as arena:
+        parts = RINGS.gpa, RINGS.gpa + 0x10000, BUFFERS.gpa
+        with guest(target, "memory", arena=arena) as bad, Virtqueue(arena, 64, event_idx=True, parts=parts) as queue:
+            bad.queues[0] = queue
+            desc, avail, used = queue.uvas
+            bad.frontend.set_num(0, 64)
+            bad.frontend.set_base(0, base)
+            assert bad.attempt(R.SET_VRING_ADDR, addr(0, desc, used, avail)) == "done"
+            bad.frontend.set_err(0, queue.err_fd)
+            bad.frontend.enable(0)
+            arena.truncate(RINGS, 0)
+            attempt(bad.frontend, R.SET_VRING_KICK, bytes(8), [queue.kick_fd.number])
+            gone(bad)
 
 
 def test_memory_is_cut_and_nobody_touches_it(target):

@@ -146,4 +146,4 @@ async def test_a_hung_up_peer_is_noticed_without_reading(pair):
     assert not channel.hung_up()
     theirs.close()
     await channel._readable(None)
-    assert not channel.hung_up()  # a byte is left
+    assert channel.hung_up()  # though a byte is left: its session reads that, and ends
