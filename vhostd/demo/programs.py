@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +27,12 @@ def find(program: str) -> str:
     return path
 
 
+def _environment(words: Sequence[str]) -> dict[str, str]:
+    """Return the environment for a program: a sanitizer that is loaded into us is for our own code, not for QEMU."""
+    ours = sys.executable in words
+    return {name: value for name, value in os.environ.items() if ours or name != "LD_PRELOAD"}
+
+
 async def output_of(
     *argv: str | Path, cwd: Path | None = None, deadline: float = 120, pass_fds: Sequence[int] = ()
 ) -> str:
@@ -40,7 +47,7 @@ async def output_of(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"},
+        env={**_environment(words), "LC_ALL": "C"},
         pass_fds=pass_fds,
     )
     try:
@@ -87,7 +94,7 @@ class Program:
                 stdout=sink,
                 stderr=sink,
                 pass_fds=pass_fds,
-                env=None if env is None else {**os.environ, **env},
+                env={**_environment(words), **(env or {})},
             )
         return cls(words, process, log)
 

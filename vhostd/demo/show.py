@@ -116,6 +116,8 @@ class Show:
     """Where the image, the sockets and the logs go."""
     report: Report
     accelerator: str
+    pattern: str = ""
+    """The digest of the image as it was made."""
     verified_mib: int = 0
     """What has passed through vhostd and been compared."""
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -132,7 +134,7 @@ class Show:
             disk, nic, backends = await self._serve(image, namespace)
             guest = await self._boot(config, disk, nic)
             self.report.title("The disk, as the guest uses it")
-            await self._read(guest, image)
+            await self._read(guest)
             await self._write(guest, image)
             await self._file_system(guest, image)
             self.report.title("The network card, as the guest uses it")
@@ -159,7 +161,8 @@ class Show:
             with image.open("wb") as file:
                 for number in range(IMAGE_MIB):
                     file.write(_pattern(MIB, number))
-            step.found = f"sha256 {(await _digest(image))[:16]}..."
+            self.pattern = await _digest(image)
+            step.found = f"sha256 {self.pattern[:16]}..."
         return image
 
     async def _serve(self, image: Path, namespace: Namespace) -> tuple[Disk, Nic, list[Program]]:
@@ -193,11 +196,11 @@ class Show:
             step.found = f"it sees /dev/vda with serial {serial} and eth0 with address {mac}"
         return guest
 
-    async def _read(self, guest: Machine, image: Path) -> None:
+    async def _read(self, guest: Machine) -> None:
         with self.report.step("the guest reads the whole disk") as step:
             seconds = await _timed(guest, "dd if=/dev/vda of=/dev/null bs=256k iflag=direct")
             self.verified_mib += IMAGE_MIB
-            _same("the pattern", await _digest(image), await guest.guest.digest("/dev/vda", deadline=120))
+            _same("the pattern", self.pattern, await guest.guest.digest("/dev/vda", deadline=120))
             step.found = f"{IMAGE_MIB} MiB read and verified, {IMAGE_MIB / seconds:.0f} MiB/s"
 
     async def _write(self, guest: Machine, image: Path) -> None:
