@@ -95,7 +95,20 @@ class Machine:
         mount = top / "machine"
         mount.mkdir()
         self._log = (top / "boot.log").open("w+")
-        spaces = ["--mount", "--pid", "--fork", "--net", "--uts", "--ipc", "--cgroup", "--kill-child=KILL"]
+        # In a chroot the root is no mount of its own, and has no propagation to change.
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        propagation = "private" if "/" in mounts else "unchanged"
+        spaces = [
+            "--mount",
+            f"--propagation={propagation}",
+            "--pid",
+            "--fork",
+            "--net",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--kill-child=KILL",
+        ]
         boot = ["bash", "-c", _BOOT, "boot", mount, tree, sys.base_prefix, site]
         self._unshare = subprocess.Popen(
             ["unshare", *spaces, *map(str, boot)], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
