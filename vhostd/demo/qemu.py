@@ -11,7 +11,7 @@ from typing import Any
 
 from vhostd.demo.errors import DemoError
 from vhostd.demo.guest import Guest
-from vhostd.demo.programs import Program, find
+from vhostd.demo.programs import Program, find, output_of
 from vhostd.demo.qmp import Qmp
 
 QEMU = "qemu-system-x86_64"
@@ -234,8 +234,12 @@ async def machine(
         await running.close()
 
 
-def version_of_qemu() -> str:
-    """Return what names this QEMU among others: the path, size and time of its program."""
+async def version_of_qemu() -> str:
+    """Return what names this QEMU among others."""
     path = find(QEMU)
-    status = Path(path).stat()
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
+    if path not in _versions:
+        _versions[path] = await output_of(path, "--version")
+    return _versions[path]
+
+
+_versions: dict[str, str] = {}  # by path: asked once

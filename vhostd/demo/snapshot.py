@@ -19,7 +19,7 @@ async def take(config: MachineConfig, cache: Path) -> Path:
     A state fits one QEMU, one machine, one kernel and one initramfs: its name is made of all of them.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    key = await asyncio.to_thread(_key, config)
+    key = await asyncio.to_thread(_key, config, await version_of_qemu())
     path = cache / f"guest-{key}.state"
     if not path.exists():
         fresh = cache / f".guest-{key}.{os.getpid()}"
@@ -45,8 +45,8 @@ async def restored(config: MachineConfig, state: Path, *, log: Path) -> AsyncIte
         await again.close()
 
 
-def _key(config: MachineConfig) -> str:
-    digest = hashlib.sha256(version_of_qemu().encode())
+def _key(config: MachineConfig, version: str) -> str:
+    digest = hashlib.sha256(version.encode())
     digest.update("\0".join(config.command()).encode())
     for path in (config.kernel, config.initramfs):
         if path is not None:

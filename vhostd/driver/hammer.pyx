@@ -1,4 +1,4 @@
-"""A second vCPU that rewrites guest memory while a device reads it: a thread without the GIL, as fast as memory goes."""
+"""A second vCPU that rewrites guest memory while a device reads it: a thread without the GIL, as fast as it goes."""
 
 import threading
 
