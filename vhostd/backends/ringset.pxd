@@ -23,6 +23,7 @@ cdef struct ringset_t:
     handler_t h  # first: a handler_t * is a ringset_t *
     slot_t slots[SLOTS_MAX]
     uint32_t slot_count
+    uint32_t forsaken  # the front-end has gone: what is cancelled is dropped, not answered
     # Give up what can be given up of requests in flight; they complete, soon. NULL: nothing ever waits.
     void (*cancel)(ringset_t *r) noexcept nogil
     # A slot was started, stopped, enabled or replaced. NULL: nothing to do.

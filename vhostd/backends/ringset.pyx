@@ -7,7 +7,7 @@ ours looks at the old rings or buffers any more.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vhostd.queues.codes cimport VQ_E_FAULT
+from vhostd.queues.codes cimport VQ_E_GONE
 from vhostd.queues.counters cimport C_KICK_RECOVERED, C_KICKS, C_POLL_HITS, count
 from vhostd.queues.queue cimport Queue, queue_adopt, queue_break, queue_call, queue_flush
 from vhostd.queues.split cimport queue_t, split_pending
@@ -157,7 +157,8 @@ cdef int do_replace(void *target, void *argument) noexcept nogil:
         s.paused = 0
     if o.q == NULL:  # its memory is gone: the ring stops, and the front-end is told
         if not s.q.broken:
-            queue_break(s.q, VQ_E_FAULT)
+            queue_break(s.q, VQ_E_GONE)
+            s.told = 1
             worker_report(<worker_t *>r.h.worker, r.h.user, <int>s.index, s.q.broken)
         return do_stop(target, argument)
     queue_adopt(o.q, s.q)
@@ -204,18 +205,23 @@ cdef int do_kick_fd(void *target, void *argument) noexcept nogil:
     cdef ringset_t *r = <ringset_t *>target
     cdef order_t *o = <order_t *>argument
     cdef slot_t *s = &r.slots[o.slot]
-    cdef int result
+    cdef int result, old
     if s.q == NULL:
         return 0
+    old = s.kick.fd
     worker_unwatch(<worker_t *>r.h.worker, &s.kick)
     s.kick.fd = o.fd
     result = worker_watch(<worker_t *>r.h.worker, &s.kick, EPOLLIN)
+    if result < 0:  # as it was: the old one is still ours
+        s.kick.fd = old
+        worker_watch(<worker_t *>r.h.worker, &s.kick, EPOLLIN)
     look(r, s)
     return result
 
 
 cdef int do_cancel(void *target, void *argument) noexcept nogil:
     cdef ringset_t *r = <ringset_t *>target
+    r.forsaken = (<order_t *>argument).value
     if r.cancel != NULL:
         r.cancel(r)
     return 0
@@ -290,6 +296,11 @@ cdef class RingSet:
         order.c.fd = fd
         return make_mail(do_kick_fd, self.r, &order.c, (self, order))
 
-    def cancel(self):
-        """Give up what can be given up of the requests in flight, so that a stop ends soon."""
-        return make_mail(do_cancel, self.r, NULL, self)
+    def cancel(self, bint forsaken):
+        """Give up what can be given up of the requests in flight, so that a stop ends soon.
+
+        forsaken: nobody waits for them; else each is answered as failed.
+        """
+        cdef Order order = order_for(self, 0)
+        order.c.value = forsaken
+        return make_mail(do_cancel, self.r, &order.c, (self, order))

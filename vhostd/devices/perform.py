@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 ORDERS_MAX = 32  # mails that a worker may leave unanswered before it gets no more but to stop
 INTERRUPT_S = 0.5  # after which a worker that does not answer is got out of the system call it waits in
 DRAIN_S = 5.0  # for requests in flight to come back by themselves, and again after they were cancelled
+END_S = 2.0  # the same, when the front-end has gone or we are to go: nobody waits for their answers
 
 
 class RingFds:
@@ -144,10 +145,10 @@ class Performer:
         if worker.loop.mailbox.outstanding >= ORDERS_MAX:
             raise BackendError(f"{what}: the worker does not answer, a system call of its holds it up")
 
-    async def _answered(self, answers: Mapping["asyncio.Future[int]", Worker]) -> bool:
-        """Wait for all answers, up to DRAIN_S. Whether they came."""
+    async def _answered(self, answers: Mapping["asyncio.Future[int]", Worker], seconds: float = DRAIN_S) -> bool:
+        """Wait for all answers, up to `seconds`. Whether they came."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + DRAIN_S
+        until = loop.time() + seconds
         late = set(answers)
         while late and (left := until - loop.time()) > 0:
             _, late = await asyncio.wait(late, timeout=min(left, INTERRUPT_S))
@@ -166,17 +167,20 @@ class Performer:
         elif (result := answer.result()) < 0:
             raise BackendError(what, OSError(-result, os.strerror(-result)))
 
-    async def _drained(self, mails: Sequence[tuple[int, Worker, Mail]], *, cancel: bool = False) -> bool:
-        """Send mail that waits for requests in flight; cancel these when it takes too long. Whether all came back."""
+    async def _drained(self, mails: Sequence[tuple[int, Worker, Mail]], *, forsaken: bool = False) -> bool:
+        """Send mail that waits for requests in flight; cancel these when it takes too long. Whether all came back.
+
+        forsaken: their front-end has gone; what is cancelled is not answered, so that the guest may ask again.
+        """
         if not mails:
             return True
         answers = {self._send(worker, mail): worker for _, worker, mail in mails}
-        for last in (cancel, True):
+        for last in (False, True):
             if last:
                 with contextlib.suppress(BackendError):  # a full mailbox: nothing can be cancelled there
                     for ring, worker, _ in mails:
-                        self._send(worker, self._rings.handler(ring)[0].cancel())
-            if await self._answered(answers):
+                        self._send(worker, self._rings.handler(ring)[0].cancel(forsaken))
+            if await self._answered(answers, END_S if forsaken else DRAIN_S):
                 return True
             if last:
                 break
@@ -392,13 +396,13 @@ class Performer:
             )
         return self._forget(ring)
 
-    async def _stop_all(self, *, cancel: bool = False) -> dict[int, int]:
+    async def _stop_all(self, *, forsaken: bool = False) -> dict[int, int]:
         """Stop every ring; return where each stood."""
         mails = []
         for ring in self._queues:
             handler, slot, worker = self._rings.handler(ring)
             mails.append((ring, worker, handler.stop(slot)))
-        if not await self._drained(mails, cancel=cancel):
+        if not await self._drained(mails, forsaken=forsaken):
             raise RemoteProtocolError("the rings cannot be stopped, the host holds their requests", fatal=True)
         stood = {ring: self._forget(ring) for ring in list(self._queues)} | self._lost
         self._lost.clear()
@@ -407,7 +411,7 @@ class Performer:
     async def end(self) -> None:
         """The connection is over: end all access to guest memory, give everything back."""
         try:
-            await self._stop_all(cancel=True)
+            await self._stop_all(forsaken=True)
         except (RemoteProtocolError, BackendError) as error:
             log.error("the end is not clean", extra={"device": self._device, "why": error})  # noqa: TRY400 - not a bug
         if self._unanswered:  # what the workers have stays until they let go of it

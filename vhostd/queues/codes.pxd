@@ -16,3 +16,4 @@ cdef enum vq_code_t:
     VQ_E_FRAMING = -10  # a chain without the bytes its device type needs to answer it
     VQ_E_LENGTH = -11  # buffers that sum to 2^32 bytes or more (2.7.5)
     VQ_E_FAULT = -12  # guest memory vanished under the queue
+    VQ_E_GONE = -13  # the front-end took away the memory of a ring that runs

@@ -11,7 +11,7 @@ cdef enum ring_counter_t:
     C_KICKS = 0  # wake-ups by the kick eventfd
     C_CALLS  # call eventfd written
     C_CALLS_SUPPRESSED  # batches for which the driver wanted no call
-    C_CHAINS  # chains taken
+    C_CHAINS  # chains returned
     C_POLL_HITS  # batches found by polling, without a kick
     C_KICK_RECOVERED  # work found by the late look after falling asleep: the driver missed a fence
     C_RING_ERRORS

@@ -24,12 +24,12 @@ cdef extern from * nogil:
     typedef struct {
         uintptr_t start;  /* written last when a slot is taken, first when it is given back */
         uintptr_t end;
+        uintptr_t granule_mask;  /* of huge pages: a part of one cannot be mapped over */
         uint32_t *flag;
     } guard_slot_t;
 
     static guard_slot_t guard_slots[GUARD_SLOTS];
     static struct sigaction guard_previous;
-    static uintptr_t guard_page_mask;
     static int guard_installed;
 
     /* Async-signal-safe: reads the table with atomic loads, calls mmap and sigaction only. */
@@ -43,7 +43,7 @@ cdef extern from * nogil:
             uintptr_t start = __atomic_load_n(&slot->start, __ATOMIC_ACQUIRE);
             if (start == 0 || at < start || at >= slot->end)
                 continue;
-            uintptr_t page = at & guard_page_mask;
+            uintptr_t page = at & slot->granule_mask;
             void *got = mmap((void *)page, slot->end - page, PROT_READ | PROT_WRITE,
                              MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (got == MAP_FAILED)
@@ -64,7 +64,6 @@ cdef extern from * nogil:
         struct sigaction action;
         if (guard_installed)
             return 0;
-        guard_page_mask = ~((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
         memset(&action, 0, sizeof(action));
         action.sa_sigaction = guard_handler;
         action.sa_flags = SA_SIGINFO | SA_NODEFER;
@@ -75,7 +74,7 @@ cdef extern from * nogil:
         return 0;
     }
 
-    static int guard_add_impl(void *start, size_t length, uint32_t *flag)
+    static int guard_add_impl(void *start, size_t length, size_t granule, uint32_t *flag)
     {
         if (guard_install() < 0)
             return -1;
@@ -85,6 +84,7 @@ cdef extern from * nogil:
                 continue;
             slot->end = (uintptr_t)start + length;
             slot->flag = flag;
+            slot->granule_mask = ~((uintptr_t)granule - 1);
             /* release: pairs with the acquire in guard_handler */
             __atomic_store_n(&slot->start, (uintptr_t)start, __ATOMIC_RELEASE);
             return i;
@@ -98,12 +98,12 @@ cdef extern from * nogil:
             __atomic_store_n(&guard_slots[i].start, 0, __ATOMIC_RELEASE);
     }
     """
-    int guard_add_impl(void *start, size_t length, uint32_t *flag)
+    int guard_add_impl(void *start, size_t length, size_t granule, uint32_t *flag)
     void guard_remove_impl(int slot)
 
 
-cdef int guard_add(void *start, size_t length, uint32_t *flag) noexcept nogil:
-    return guard_add_impl(start, length, flag)
+cdef int guard_add(void *start, size_t length, size_t granule, uint32_t *flag) noexcept nogil:
+    return guard_add_impl(start, length, granule, flag)
 
 
 cdef void guard_remove(int slot) noexcept nogil:

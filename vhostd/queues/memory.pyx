@@ -144,7 +144,7 @@ cdef class Region:
                 raise RemoteProtocolError(f"memory region: the fd cannot be read and written: {reason.strerror}")
             raise BackendError("cannot map guest memory", reason)
         self.fault = fault
-        self.slot = guard_add(self.base, self.base_len, &fault.flag)
+        self.slot = guard_add(self.base, self.base_len, <size_t>granule, &fault.flag)
         if self.slot < 0:
             raise BackendError("cannot map guest memory: more regions than the process has guards for")
         madvise(self.base, self.base_len, MADV_DONTDUMP)  # a core file of ours must not hold a guest's secrets

@@ -21,6 +21,7 @@ class Code(enum.IntEnum):
     E_FRAMING = -10
     E_LENGTH = -11
     E_FAULT = -12
+    E_GONE = -13
 
 EXPLAIN: dict[Code, str]
 

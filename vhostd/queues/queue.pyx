@@ -39,6 +39,7 @@ class Code(enum.IntEnum):
     E_FRAMING = -10
     E_LENGTH = -11
     E_FAULT = -12
+    E_GONE = -13
 
 
 EXPLAIN = {
@@ -52,6 +53,7 @@ EXPLAIN = {
     Code.E_TABLE: "an indirect table of impossible length or outside guest memory (virtio 2.7.5.3)",
     Code.E_FRAMING: "a chain without the bytes that its device type needs to answer it",
     Code.E_LENGTH: "the buffers of a chain sum to 2^32 bytes or more (virtio 2.7.5)",
+    Code.E_GONE: "the front-end took away the memory that the ring lies in (vhost-user, \"Memory access\")",
     Code.E_FAULT: "guest memory vanished: the front-end truncated the file behind it",
 }
 

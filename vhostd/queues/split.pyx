@@ -39,7 +39,6 @@ cdef int split_pop(queue_t *q, uint16_t *head) noexcept nogil:
     q.busy[slot >> 6] |= bit
     q.next_avail += 1
     q.in_flight += 1
-    count(q.counters, C_CHAINS, 1)
     head[0] = slot
     return VQ_CHAIN
 
@@ -49,7 +48,6 @@ cdef void split_unpop(queue_t *q, uint16_t head) noexcept nogil:
     q.busy[head >> 6] &= ~(<uint64_t>1 << (head & 63))
     q.next_avail -= 1
     q.in_flight -= 1
-    count(q.counters, C_CHAINS, <uint64_t>-1)
 
 
 cdef void split_push(queue_t *q, uint16_t head, uint32_t written) noexcept nogil:
@@ -59,6 +57,7 @@ cdef void split_push(queue_t *q, uint16_t head, uint32_t written) noexcept nogil
     q.used.ring[slot].len = written
     q.next_used += 1
     q.in_flight -= 1
+    count(q.counters, C_CHAINS, 1)
     q.busy[head >> 6] &= ~(<uint64_t>1 << (head & 63))
 
 

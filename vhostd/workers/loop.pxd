@@ -29,6 +29,8 @@ cdef struct worker_t:
     uint32_t later_count
     uint32_t quit
     uint32_t look_late
+    int64_t late_at  # when, by the monotonic clock
+    uint32_t crowded  # others want this core: no polling until the next count
     uint32_t silent_fds  # watched ones whose handler's peek cannot see what they would tell; its handlers count them
     int64_t poll_max_ns
     int64_t poll_now_ns

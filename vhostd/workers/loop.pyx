@@ -45,6 +45,7 @@ cdef enum:
     LATE_MS = 2
     POLL_START_NS = 4000  # what a poll that had shrunk to nothing grows from
     REAP = 64
+    LISTEN_EVERY = 8  # passes without a sleep between two looks at what else may have come
     CROWD_SLEEPS = 512  # how often it is asked whether others want this core
     CROWD_SWITCHES = 64  # preempted this often in as many sleeps: they do
 
@@ -244,13 +245,20 @@ cdef int ask_for_notifications(worker_t *w) noexcept nogil:
 cdef void serve(worker_t *w) noexcept nogil:
     """Work until there is nothing more to see and everybody has asked for notifications."""
     cdef uint32_t worked
+    cdef uint32_t passes = 0
     cdef int64_t until = 0
     while not w.quit:
+        passes += 1
+        if passes % LISTEN_EVERY == 0:
+            # A ring that never runs dry would keep us here: the others' kicks, taps and missed kicks have their turn.
+            take_events(w, 0)
+            look_when_due(w)
         worked = one_pass(w)
         if mailbox_waiting(w.mailbox) or w.later_count:
             deliver(w)
-        if worked:
+        if worked and not w.look_late:
             w.look_late = 1
+            w.late_at = now_ns() + LATE_MS * 1000000
         if any_ready(w) or mailbox_waiting(w.mailbox) or (w.uring != NULL and w.uring.prepared and worked):
             continue
         if w.poll_now_ns > 0:
@@ -265,12 +273,22 @@ cdef void serve(worker_t *w) noexcept nogil:
         return
 
 
+cdef void look_when_due(worker_t *w) noexcept nogil:
+    """The look that is owed some time after work, whether or not something else woke us first."""
+    if w.look_late and now_ns() >= w.late_at:
+        w.look_late = 0
+        tally(&w.counters.late_looks)
+        look_around(w, READY_LATE)
+
+
 cdef void adapt(worker_t *w, int64_t slept_ns) noexcept nogil:
     """Grow the poll when one as long as it may be would have caught what ended this sleep, shrink it when not.
 
     As the kernel's halt_poll does. A miss says nothing by itself: the next poll may have to be longer, not shorter.
     """
-    if slept_ns < w.poll_max_ns:
+    if w.crowded:
+        w.poll_now_ns = 0
+    elif slept_ns < w.poll_max_ns:
         w.poll_now_ns = min(max(w.poll_now_ns * 2, <int64_t>POLL_START_NS), w.poll_max_ns)
     else:
         w.poll_now_ns //= 2
@@ -300,18 +318,14 @@ cdef void worker_run(worker_t *w) noexcept nogil:
         tally(&w.counters.wakeups)
         if w.uring != NULL:
             uring_bell_off(w.uring)
-        if n == 0:
-            w.look_late = 0  # a wake-up is no silence: the look is still owed
-            tally(&w.counters.late_looks)
-            look_around(w, READY_LATE)
-        elif w.poll_max_ns:
+        look_when_due(w)
+        if n > 0 and w.poll_max_ns:
             adapt(w, now_ns() - before)
             sleeps += 1
             if sleeps == CROWD_SLEEPS:
                 sleeps = 0
                 if getrusage(RUSAGE_THREAD, &usage) == 0:
-                    if usage.ru_nivcsw - switches > CROWD_SWITCHES:
-                        w.poll_now_ns = 0
+                    w.crowded = usage.ru_nivcsw - switches > CROWD_SWITCHES
                     switches = usage.ru_nivcsw
         serve(w)
 

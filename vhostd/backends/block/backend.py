@@ -119,14 +119,16 @@ class BlockBackend:
             raise RemoteProtocolError(f"SET_CONFIG: writeback is 0 or 1, not {payload[0]} (virtio 5.2.4)")
         if not self.disk.acked & blk.Feature.CONFIG_WCE:
             raise RemoteProtocolError("SET_CONFIG: writeback without VIRTIO_BLK_F_CONFIG_WCE (virtio 5.2.4)")
-        turned_off = self.write_cache and not payload[0]
-        self.write_cache = bool(payload[0])
+        before, self.write_cache = self.write_cache, bool(payload[0])
         self._derive_write_through()
-        if turned_off:
+        if before and not self.write_cache:
             # What completed before must not be less durable than what follows.
             try:
                 os.fdatasync(self.image.fd.number)
             except OSError as error:
+                self.disk.fail_flushes()  # the kernel tells it once: the guest's next flush would not hear of it
+                self.write_cache = before
+                self._derive_write_through()
                 raise BackendError(f"{self.options.image}: cannot be flushed", error) from error
 
     def set_features(self, features: int) -> None:

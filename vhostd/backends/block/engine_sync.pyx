@@ -1,13 +1,13 @@
 """Through preadv2 and pwritev2, in the worker itself: for cached data, and where io_uring is not to be had."""
 
-from libc.errno cimport EINVAL, EOPNOTSUPP, errno
+from libc.errno cimport EFAULT, EINVAL, EOPNOTSUPP, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.uio cimport iovec
 
-from vhostd.atomics cimport load_relaxed_u32
+from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32
 from vhostd.backends.block.engine cimport (
     BOUNCE_LEN, ENGINE_DONE, FALLOC_DISCARD, FALLOC_ZERO, TRANSFER_IOV_MAX, engine_t,
 )
@@ -72,6 +72,8 @@ cdef int64_t bounced(engine_t *e, blk_req_t *r, int flags) noexcept nogil:
         i += 1
     if r.kind == OP_READ:
         return <int64_t>want
+    if load_acquire_u32(e.faulted):
+        return -EFAULT  # acquire: pairs with the guard's release; the copy may be of zeroes that nobody wrote
     one.iov_base = bounce
     one.iov_len = want
     return or_errno(pwritev2(e.disk.fd, &one, 1, <off_t>(r.offset + r.done), flags))

@@ -1,6 +1,6 @@
 """One ring of a disk: kick, chains to requests, completions to status bytes."""
 
-from libc.errno cimport EAGAIN, EINTR, EINVAL, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EIO, EOPNOTSUPP, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -22,11 +22,15 @@ from vhostd.queues.counters cimport C_OWN, counters_t, count
 from vhostd.queues.queue cimport queue_break
 from vhostd.queues.split cimport (
     queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_publish, split_push,
+    split_unpop,
 )
 from vhostd.spec.layout cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from vhostd.uring.ring cimport uring_cancel
 from vhostd.workers.handler cimport READY_AGAIN, handler_t, op_t
 from vhostd.workers.loop cimport Loop
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t len)
@@ -45,6 +49,7 @@ cdef extern from * nogil:
 cdef enum:
     TURN = 64  # chains in one turn
     REQUESTS_MAX = 256  # of one ring at a time; further chains wait in the ring
+    STEPS_MAX = 16  # of one request in a turn, where the worker itself writes: 1 MiB of zeroes
     PUBLISH_EVERY = 8  # used elements: 64 bytes
     TRIES_MAX = 16  # of one request that the host interrupts or cannot take now
 
@@ -77,6 +82,8 @@ cdef struct blk_handler_t:
     uint8_t *requests
     size_t stride
     uint16_t free[REQUESTS_MAX]
+    uint16_t parked[REQUESTS_MAX]  # requests that go on in the next turn
+    uint32_t parked_count
     uint32_t free_count
     uint32_t cancelling
 
@@ -100,6 +107,13 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     # A cache line of the used ring at a time: a driver that looks on has work sooner, and costs no line bouncing more.
     if <uint16_t>(q.next_used - q.published) >= PUBLISH_EVERY and not load_acquire_u32(q.mem.faulted):
         split_publish(q)
+    b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
+    b.free_count += 1
+
+
+cdef void abandon(blk_handler_t *b, blk_req_t *r) noexcept nogil:
+    """Forget a request that was given up because its front-end has gone: the guest's next one may do it again."""
+    b.r.slots[0].q.in_flight -= 1
     b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
     b.free_count += 1
 
@@ -136,6 +150,17 @@ cdef void succeed(blk_handler_t *b, blk_req_t *r) noexcept nogil:
     finish(b, r, BLK_S_OK, 0)
 
 
+cdef int lost_writes(const disk_t *disk, const blk_req_t *r, int64_t result) noexcept nogil:
+    """Whether this failure was the kernel's only word on writes that had succeeded before.
+
+    It reports a failed write-back once and forgets the dirty pages: no later flush may say OK. A flush that was given
+    up has reported nothing, and a durable write that found no room has lost none but itself.
+    """
+    if r.kind == OP_FLUSH:
+        return result != -ECANCELED and result != -EINTR and result != -EAGAIN
+    return r.kind != OP_READ and result == -EIO and load_relaxed_u32(&disk.write_through)
+
+
 cdef int step(blk_handler_t *b, blk_req_t *r, int64_t result) noexcept nogil:
     """Take what a system call returned. 1 when there is more to carry out, 0 when the request is finished."""
     cdef counters_t *c = b.r.slots[0].q.counters
@@ -149,9 +174,11 @@ cdef int step(blk_handler_t *b, blk_req_t *r, int64_t result) noexcept nogil:
         if r.kind == OP_DISCARD and result == -EOPNOTSUPP:
             result = <int64_t>(r.len - r.done)  # a discard is a hint: what cannot be done is left as it was
         else:
+            if result == -ECANCELED and b.r.forsaken:
+                abandon(b, r)
+                return 0
             count(c, C_HOST_ERRORS, 1)
-            if r.kind == OP_FLUSH:
-                # The kernel reports a failed write-back once and forgets the dirty pages: no later flush may say OK.
+            if lost_writes(b.disk, r, result):
                 store_relaxed_u32(&b.disk.flush_failed, 1)
             finish(b, r, BLK_S_IOERR, <uint32_t>r.done if r.kind == OP_READ else 0)
             return 0
@@ -190,7 +217,19 @@ cdef int step(blk_handler_t *b, blk_req_t *r, int64_t result) noexcept nogil:
 
 cdef void carry_out(blk_handler_t *b, blk_req_t *r, uint32_t pending) noexcept nogil:
     cdef int64_t result = 0
+    cdef uint32_t steps = 0
     while True:
+        if r.kind == OP_WRITE and load_acquire_u32(b.r.slots[0].q.mem.faulted):
+            # acquire: pairs with the guard's release. What lies there now may be zeroes that nobody wrote.
+            step(b, r, -EFAULT)
+            return
+        if steps == STEPS_MAX:
+            b.parked[b.parked_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
+            b.parked_count += 1
+            b.r.h.ready |= READY_AGAIN
+            return
+        steps += 1
+        b.engine.faulted = b.r.slots[0].q.mem.faulted
         if b.engine.submit(&b.engine, r, pending, &result) == ENGINE_LATER:
             return
         count(b.r.slots[0].q.counters, C_INLINE, 1)
@@ -209,6 +248,20 @@ cdef void begin(blk_handler_t *b, blk_req_t *r, uint32_t pending) noexcept nogil
         carry_out(b, r, pending)
 
 
+cdef void go_on(blk_handler_t *b) noexcept nogil:
+    """Another turn for each parked request, or its end when requests are given up."""
+    cdef uint32_t i
+    cdef uint32_t waiting = b.parked_count
+    cdef uint16_t parked[REQUESTS_MAX]
+    memcpy(parked, b.parked, waiting * sizeof(uint16_t))
+    b.parked_count = 0
+    for i in range(waiting):
+        if b.cancelling:
+            step(b, request_at(b, parked[i]), -ECANCELED)
+        else:
+            carry_out(b, request_at(b, parked[i]), 0xFFFF)
+
+
 cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
     cdef blk_handler_t *b = <blk_handler_t *>h
     cdef slot_t *s = &b.r.slots[0]
@@ -219,6 +272,8 @@ cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
     cdef uint32_t taken = 0
     cdef uint32_t pending
     cdef int code
+    if b.parked_count:
+        go_on(b)
     if not slot_open(s):
         return 0
     slot_count_wake(s, ready)
@@ -241,7 +296,7 @@ cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
         if code == VQ_CHAIN:
             code = request_parse(r, &chain, b.disk)
         if code < 0:
-            q.in_flight -= 1  # it stays the driver's: nothing is published for a chain that cannot be answered
+            split_unpop(q, head)  # it stays the driver's: nothing is published for a chain that cannot be answered
             queue_break(q, code)
             break
         b.free_count -= 1
@@ -285,6 +340,8 @@ cdef void blk_cancel(ringset_t *r) noexcept nogil:
     cdef uint32_t i, j
     cdef int is_free
     b.cancelling = 1
+    if b.parked_count:
+        r.h.ready |= READY_AGAIN
     if b.engine.uring == NULL or b.free_count == REQUESTS_MAX:
         return
     for i in range(REQUESTS_MAX):
@@ -299,6 +356,7 @@ cdef void blk_cancel(ringset_t *r) noexcept nogil:
 
 cdef void blk_changed(ringset_t *r, uint32_t slot) noexcept nogil:
     (<blk_handler_t *>r).cancelling = 0
+    r.forsaken = 0
 
 
 cdef class Disk:
@@ -347,6 +405,10 @@ cdef class Disk:
     def flush_failed(self):
         """Whether the host has failed a flush: none succeeds from then on."""
         return load_relaxed_u32(&self.c.flush_failed) != 0
+
+    def fail_flushes(self):
+        """The host has failed a flush that no request asked for."""
+        store_relaxed_u32(&self.c.flush_failed, 1)
 
 
 cdef class BlockHandler(RingSet):

@@ -24,6 +24,7 @@ cdef enum:
     SECTOR_SHIFT = 9
     F_DISCARD = 1 << 13  # 5.2.3
     F_WRITE_ZEROES = 1 << 14
+    TRANSFER_LEN_MAX = 67108864  # no driver asks for 64 MiB at once, and a worker is not to be held by one that does
 
 
 cdef void take(iovec **iov, uint32_t *count, void *to, size_t n) noexcept nogil:
@@ -82,7 +83,7 @@ cdef int in_range(const disk_t *disk, uint64_t sector, uint64_t sectors) noexcep
 
 
 cdef void parse_transfer(blk_req_t *r, const disk_t *disk, uint64_t sector, uint64_t len) noexcept nogil:
-    if len & 511 or not in_range(disk, sector, len >> SECTOR_SHIFT):
+    if len & 511 or len > TRANSFER_LEN_MAX or not in_range(disk, sector, len >> SECTOR_SHIFT):
         answer(r, BLK_S_IOERR, 0)
     elif len == 0:
         answer(r, BLK_S_OK, 0)
