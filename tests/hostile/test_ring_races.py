@@ -205,7 +205,7 @@ def test_a_table_is_rewritten_during_the_walk(ring, name):
     good = entry(ring.data, DATA_LEN, NEXT | WRITE, 2)
     bad = {
         "next": entry(ring.data, DATA_LEN, NEXT | WRITE, 3),
-        "loop": entry(ring.data, 0, NEXT | WRITE, 1),
+        "loop": entry(ring.data, DATA_LEN, NEXT | WRITE, 1),  # a torn entry of length 0 would be a good empty read
         "indirect": entry(at, 48, 4, 0),
         "unmapped": entry(1 << 40, DATA_LEN, NEXT | WRITE, 2),
     }[name]
