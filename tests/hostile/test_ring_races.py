@@ -205,17 +205,21 @@ def test_a_table_is_rewritten_during_the_walk(ring, name):
     good = entry(ring.data, DATA_LEN, NEXT | WRITE, 2)
     bad = {
         "next": entry(ring.data, DATA_LEN, NEXT | WRITE, 3),
-        "loop": entry(ring.data, DATA_LEN, NEXT | WRITE, 1),  # a torn entry of length 0 would be a good empty read
+        "loop": entry(ring.data, DATA_LEN, NEXT | WRITE, 1),
         "indirect": entry(at, 48, 4, 0),
         "unmapped": entry(1 << 40, DATA_LEN, NEXT | WRITE, 2),
     }[name]
     view = ring.arena.view(at + 16, 16)
     outcomes = set()
+    content = ring.made.target.content
+    # A loop that is left after some rounds is a chain with the buffer in it as often: the last sector stays in it.
+    rounds = 1024 if name == "loop" else 1
+    wanted = {content[512 * n :][:512] for n in range(3, 3 + rounds)}
     with Hammer.flip(view, [good, bad]):
         for back in attempts(ring):
             outcomes.add(status(ring) if back else "broke")
             if back and status(ring) == StatusByte.OK:
-                assert ring.arena.read(ring.data, DATA_LEN) == ring.made.target.content[1536:2048]
+                assert ring.arena.read(ring.data, DATA_LEN) in wanted
     view.release()
     assert outcomes <= ({StatusByte.OK, StatusByte.IOERR} if name == "unmapped" else {StatusByte.OK, "broke"})
 
