@@ -1,12 +1,14 @@
 """virtio-blk: what is offered, the configuration space, and how durable a write is (virtio 5.2; ILLUMOS C.2, R2.17)."""
 
+import errno
+import os
 import struct
 
 import pytest
 
 from vhostd.backends.block.backend import BlockBackend
 from vhostd.backends.block.options import BlockOptions
-from vhostd.errors import ConfigError, RemoteProtocolError
+from vhostd.errors import BackendError, ConfigError, RemoteProtocolError
 from vhostd.spec import blk, virtio
 from vhostd.spec.blk import ConfigOffset, Feature
 
@@ -170,3 +172,19 @@ def test_a_serial_that_a_guest_would_cut_is_refused(open_backend, serial):
     """ILLUMOS C.2.5."""
     with pytest.raises(ConfigError, match="serial"):
         open_backend(serial=serial)
+
+
+def test_f11_a_flush_that_fails_is_remembered(open_backend, monkeypatch):
+    """HOSTILE F11: the kernel reports a failed write-back once; whoever heard it must not let a later flush say OK."""
+    backend = open_backend()
+    backend.set_features(int(Feature.FLUSH | Feature.CONFIG_WCE))
+
+    def fails(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(BackendError, match="cannot be flushed"):
+        backend.write_config(ConfigOffset.WRITEBACK, b"\0")
+    assert backend.disk.flush_failed
+    assert backend.write_cache  # refused: nothing has changed
+    assert not backend.disk.write_through
