@@ -174,7 +174,7 @@ class BlockBackend:
         }
 
     def on_session_end(self) -> None:
-        """Be careful until the next driver says that it flushes. The write-cache setting stays: nobody tells it again."""
+        """Be careful until a driver says that it flushes. The write cache stays as it was set: none tells it again."""
         self.disk.acked = 0
         self._derive_write_through()
 
