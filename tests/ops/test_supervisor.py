@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.ops.conftest import SECONDS, Daemon, Start, command, query
+from vhostd import config
 from vhostd.control.client import ControlClient
+from vhostd.errors import ConfigError
+from vhostd.supervisor.supervisor import share_out
 
 
 @pytest.fixture
@@ -215,3 +218,23 @@ def test_a_device_that_is_ended_politely_ends_by_itself_and_is_started_again(
     daemon.hear("STATUS=1 of 2")
     daemon.hear("STATUS=2 of 2")
     assert "device process ended; starting it again device=one code=0" in daemon.log
+
+
+def test_each_activated_socket_is_for_a_device_or_the_start_ends(file: Path) -> None:
+    """sd_listen_fds(3): a front-end that connects to a socket nobody serves would wait for ever."""
+    several = config.load(file)
+    single = config.parse('[[disk]]\nname = "one"\nimage = "x"', "vm.toml")
+    away = config.parse('[[disk]]\nname = "one"\nimage = "x"\nconnect = "/front"', "vm.toml")
+    with socket.socket(socket.AF_UNIX) as a, socket.socket(socket.AF_UNIX) as b:
+        assert share_out(several, {}) == {}
+        assert share_out(several, {"two": [a]}) == {"two": a}
+        assert share_out(single, {"vm": [a]}) == {"one": a}
+        for settings, given, says in (
+            (several, {"vm": [a]}, r"a socket named 'vm', and there is no such device \(there are one, two\)"),
+            (several, {"one": [a], "vm": [b]}, "a socket named 'vm'"),
+            (single, {"one": [a], "vm": [b]}, "a socket named 'vm'"),
+            (single, {"vm": [a, b]}, "2 sockets named 'one'"),
+            (away, {"one": [a]}, "which connects and does not listen"),
+        ):
+            with pytest.raises(ConfigError, match=says):
+                share_out(settings, given)

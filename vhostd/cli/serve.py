@@ -67,21 +67,23 @@ def file(words: list[str]) -> int:
     from vhostd.control.systemd import Notifier, activated
     from vhostd.devices.listen import Listener, adopt, make_runtime_dir
     from vhostd.sandbox import stages
-    from vhostd.supervisor.supervisor import Supervisor
+    from vhostd.supervisor.supervisor import Supervisor, share_out
 
     stages.limit()
     adopted = {name: [adopt(fd)[0] for fd in fds] for name, fds in activated().items()}
+    given = adopted.pop("control", [])
+    listening = share_out(settings, adopted)
     if any(device.socket_path is None for device in settings.devices):
         make_runtime_dir(config.runtime_dir())
     door: Listener | socket.socket
-    if adopted.get("control"):
-        door = adopted["control"].pop()
+    if given:
+        door = given[0]
     else:
         path = found.control or Path(settings.control or config.runtime_dir() / f"{found.file.stem}.control")
         door = Listener(path)
 
     async def serve() -> int:
-        return await Supervisor(settings, zygote, door, Notifier()).run(adopted)
+        return await Supervisor(settings, zygote, door, Notifier()).run(listening)
 
     try:
         return asyncio.run(serve())

@@ -91,10 +91,11 @@ class Supervisor:
             os._exit(1)
         self._stop.set()
 
-    async def run(self, adopted: dict[str, list[socket.socket]]) -> int:
+    async def run(self, adopted: dict[str, socket.socket]) -> int:
         """Start all, serve until a signal or `quit`, stop all; return the exit code.
 
-        adopted: listening sockets the service manager opened, by the device's name; others are made.
+        adopted: listening sockets the service manager opened, by the device's name (`share_out`); others
+        are made.
         Raises ConfigError when a device cannot start.
         """
         loop = asyncio.get_running_loop()
@@ -343,10 +344,34 @@ class Supervisor:
         self._zygote.close()
 
 
-def _member(settings: Disk | Net, adopted: dict[str, list[socket.socket]]) -> Member:
+def share_out(settings: Config, adopted: dict[str, list[socket.socket]]) -> dict[str, socket.socket]:
+    """Return the sockets the service manager opened by the device that each is for: the one of its name.
+
+    The only socket for the only device needs no name. Raises ConfigError for a socket that is for no device: whoever
+    connects to it would wait for ever.
+    """
+    devices = {device.name: device for device in settings.devices}
+    if len(devices) == 1 and len(adopted) == 1 and not adopted.keys() & devices.keys():
+        adopted = dict(zip(devices, adopted.values(), strict=True))
+    found: dict[str, socket.socket] = {}
+    for name, sockets in adopted.items():
+        if name not in devices:
+            raise ConfigError(
+                f"the service manager passed a socket named {name!r}, and there is no such device "
+                f"(there are {', '.join(devices)}): set FileDescriptorName= in its socket unit to a device's name"
+            )
+        if len(sockets) > 1:
+            raise ConfigError(f"the service manager passed {len(sockets)} sockets named {name!r}: a device has one")
+        if devices[name].connect is not None:
+            raise ConfigError(f"the service manager passed a socket for {name}, which connects and does not listen")
+        found[name] = sockets[0]
+    return found
+
+
+def _member(settings: Disk | Net, adopted: dict[str, socket.socket]) -> Member:
     if settings.connect is not None:
         return Member(settings, None, None)
-    if adopted.get(settings.name):
-        return Member(settings, adopted[settings.name].pop(), None)
+    if settings.name in adopted:
+        return Member(settings, adopted[settings.name], None)
     own = Listener(settings.listen_path(), mode=settings.mode, group=settings.socket_group)
     return Member(settings, own.socket, own)
