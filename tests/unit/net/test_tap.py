@@ -151,6 +151,20 @@ async def test_bridge_and_address(netns):
     tap.close()
 
 
+async def test_a_bridge_made_for_a_start_that_fails_goes_again(netns):
+    """Whether it fails in the tap's own configuration or later; one that was there before stays."""
+    words = {"tap": "tap0", "create": True, "netns": netns.path, "bridge": "br7"}
+    await refused(
+        netns, "address 192.0.2.1/99", **{k: v for k, v in words.items() if k != "netns"}, address="192.0.2.1/99"
+    )
+    assert "br7" not in netns.ip("link", "show")
+    (await Tap.open(NetOptions(**words))).close()
+    assert "br7" not in netns.ip("link", "show")
+    netns.ip("link", "add", "br7", "type", "bridge")
+    (await Tap.open(NetOptions(**words))).close()
+    assert "br7" in netns.ip("link", "show")
+
+
 def test_the_default_mac():
     """Locally administered, not a group's, stable, and another for another name."""
     macs = {default_mac(f"net{n}") for n in range(100)}

@@ -51,6 +51,7 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _SIOCGIFMTU = 0x8921
 _SIOCSIFMTU = 0x8922
+_SIOCBRDELBR = 0x89A1
 _IFF_UP = 0x1
 
 _IFREQ_LEN = 40
@@ -110,6 +111,7 @@ class Tap:
         self.multi_queue = multi_queue
         self.offload = 0  # TUN_F_* as the kernel took them
         self._control = control
+        self._made_bridge: str | None = None
 
     @classmethod
     async def open(cls, options: NetOptions) -> Self:
@@ -195,9 +197,46 @@ class Tap:
                     f"`ip link set {self.name} mtu {options.mtu}`"
                 ) from error
         if options.bridge or options.address:
-            asyncio.run(_configure_links(self.name, options))
+            asyncio.run(self._configure_links(options))
         if not options.tap_fds:
             self._bring_up()
+
+    async def _configure_links(self, options: NetOptions) -> None:
+        """Bridge and address, by netlink, in the namespace of this thread. Raises ConfigError."""
+        # 0.3 s: only those pay who ask.
+        from pyroute2 import AsyncIPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        doing = "netlink"
+        try:
+            async with AsyncIPRoute() as ipr:
+
+                async def index_of(ifname: str) -> int | None:
+                    found = await ipr.link_lookup(ifname=ifname)
+                    return int(found[0]) if found else None
+
+                tap = await index_of(self.name)
+                target = tap
+                if options.bridge:
+                    doing = f"bridge {options.bridge}"
+                    target = await index_of(options.bridge)
+                    if target is None:
+                        if not options.create:
+                            raise ConfigError(
+                                f"bridge {options.bridge}: there is no such interface: make it with "
+                                f"`ip link add {options.bridge} type bridge`, or let vhostd make it with --create"
+                            )
+                        await ipr.link("add", ifname=options.bridge, kind="bridge")
+                        self._made_bridge = options.bridge
+                        target = await index_of(options.bridge)
+                        await ipr.link("set", index=target, state="up")
+                    await ipr.link("set", index=tap, master=target)
+                if options.address:
+                    doing = f"address {options.address}"
+                    await _add_address(ipr, target, options.address)
+        except NetlinkError as error:
+            hint = ": it needs CAP_NET_ADMIN" if error.code == errno.EPERM else ""
+            raise ConfigError(f"tap {self.name}: {doing}: {os.strerror(error.code)}{hint}") from error
 
     def _bring_up(self) -> None:
         try:
@@ -268,8 +307,17 @@ class Tap:
             raise BackendError(f"tap {self.name}: write", error) from error
 
     def close(self) -> None:
-        """Close all descriptors. A tap that was made for them goes with the last."""
+        """Close all descriptors. A tap that was made for them goes with the last.
+
+        A bridge that we made goes, too, while we still may remove it: until privileges are given up a close means that
+        the start failed. Later the bridge stays, for it may have got other ports.
+        """
         close_all(self.fds)
+        if self._made_bridge is not None:
+            name, self._made_bridge = self._made_bridge, None
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._control.number, _SIOCSIFFLAGS, bytes(_ifreq(name)))  # down, or it is EBUSY
+                fcntl.ioctl(self._control.number, _SIOCBRDELBR, bytes(_ifreq(name)))
         self._control.close()
 
 
@@ -328,43 +376,6 @@ def _attach_hint(name: str, error: OSError, options: NetOptions) -> str:
             return f"{_DEVICE}: {error.strerror}: this kernel has no tun module loaded"
         case _:
             return error.strerror or str(error)
-
-
-async def _configure_links(name: str, options: NetOptions) -> None:
-    """Bridge and address, by netlink, in the namespace of this thread. Raises ConfigError."""
-    # 0.3 s: only those pay who ask.
-    from pyroute2 import AsyncIPRoute
-    from pyroute2.netlink.exceptions import NetlinkError
-
-    doing = "netlink"
-    try:
-        async with AsyncIPRoute() as ipr:
-
-            async def index_of(ifname: str) -> int | None:
-                found = await ipr.link_lookup(ifname=ifname)
-                return int(found[0]) if found else None
-
-            tap = await index_of(name)
-            target = tap
-            if options.bridge:
-                doing = f"bridge {options.bridge}"
-                target = await index_of(options.bridge)
-                if target is None:
-                    if not options.create:
-                        raise ConfigError(
-                            f"bridge {options.bridge}: there is no such interface: make it with "
-                            f"`ip link add {options.bridge} type bridge`, or let vhostd make it with --create"
-                        )
-                    await ipr.link("add", ifname=options.bridge, kind="bridge")
-                    target = await index_of(options.bridge)
-                    await ipr.link("set", index=target, state="up")
-                await ipr.link("set", index=tap, master=target)
-            if options.address:
-                doing = f"address {options.address}"
-                await _add_address(ipr, target, options.address)
-    except NetlinkError as error:
-        hint = ": it needs CAP_NET_ADMIN" if error.code == errno.EPERM else ""
-        raise ConfigError(f"tap {name}: {doing}: {os.strerror(error.code)}{hint}") from error
 
 
 async def _add_address(ipr: Any, index: int | None, address: str) -> None:
