@@ -136,7 +136,9 @@ class Net(Device, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=
     ] = ()
     queues: Annotated[int, Meta(ge=1, le=128, description="queue pairs on offer")] = 1
     create: Annotated[bool, Meta(description="make the tap if it is not there, and remove it at the end")] = False
-    bridge: Annotated[str | None, Meta(description="bridge the tap joins (with create: made if not there)")] = None
+    bridge: Annotated[
+        str | None, Meta(description="bridge the tap joins (with create: made if not there, and stays)")
+    ] = None
     netns: Annotated[str | None, Meta(description="network namespace of the tap, by name or path")] = None
     address: Annotated[str | None, Meta(description="the host's address on the tap, as in 192.0.2.1/24")] = None
     mac: Annotated[str | None, Meta(description="the guest's address, as in 52:54:00:12:34:56")] = None
@@ -157,6 +159,15 @@ class Net(Device, frozen=True, kw_only=True, forbid_unknown_fields=True, rename=
         self._check("bridge", _INTERFACE, "an interface name: 1 to 15 characters without blanks, slashes or colons")
         self._check("mac", _MAC, "six hex pairs with colons, as in 52:54:00:12:34:56")
         self._check("address", _ADDRESS, "an address with its prefix length, as in 192.0.2.1/24")
+        if self.address is not None:
+            import ipaddress  # only those pay who ask
+
+            try:
+                ipaddress.ip_interface(self.address)
+            except ValueError:
+                raise ValueError(
+                    f"address: {self.address!r} is not an address with its prefix length, as in 192.0.2.1/24"
+                ) from None
         if self.mac is not None and int(self.mac[:2], 16) & 1:
             raise ValueError(f"mac: {self.mac} is a group address; a card's own has an even first byte")
         if (self.tap is None) == (not self.tap_fds):
@@ -185,6 +196,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         _unique("name", [(f"a [[{kind_of(d)}]]", d.name) for d in self.devices])
         _unique("serial", [(d.name, d.serial) for d in self.disk])
+        # Two disks on one image, and one of them writes: no file system survives it.
+        images = {d: os.path.realpath(d.image) for d in self.disk}
+        written = {image for d, image in images.items() if not d.read_only}
+        _unique("image", [(d.name, image) for d, image in images.items() if image in written])
         _unique("socket-path", [(d.name, d.socket_path) for d in self.devices])
         _unique("connect", [(d.name, d.connect) for d in self.devices])
         _unique("tap", [(d.name, f"{d.tap} in {d.netns}" if d.tap and d.netns else d.tap) for d in self.net])

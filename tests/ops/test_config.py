@@ -28,6 +28,15 @@ def test_a_group_opens_the_socket_to_it_unless_a_mode_is_given() -> None:
     assert parse(DISK + 'socket-group = "kvm"\nsocket-mode = "600"').disk[0].mode == 0o600
 
 
+def test_one_image_may_be_read_by_two() -> None:
+    assert len(parse(DISK + "read-only = true\n" + DISK.replace('"a"', '"b"') + "read-only = true").disk) == 2
+
+
+def test_an_address_of_either_family_is_taken() -> None:
+    for address in ("192.0.2.1/24", "2001:db8::1/64"):
+        assert parse(NET + f'address = "{address}"').net[0].address == address
+
+
 WRONG = {
     "unknown at the top": ("x = 1", "vm.toml:1: x: there is no such setting"),
     "unknown table": ("[[dsk]]", "vm.toml:1: dsk: there is no such setting"),
@@ -66,6 +75,14 @@ WRONG = {
     "mode as number": (DISK + "socket-mode = 0o660", "socket-mode: expected text"),
     "long path": (DISK + f'socket-path = "/{"s" * 108}"', "a unix socket's path has 1 to 107 bytes"),
     "both ends listen": (DISK + 'socket-path = "/a"\nconnect = "/b"', "leave socket-path away"),
+    "image twice": (DISK + DISK.replace('"a"', '"b"').replace('"x"', '"./x"'), "/x' is given twice (by a and b)"),
+    "image read and written": (
+        DISK + "read-only = true\n" + DISK.replace('"a"', '"b"'),
+        "/x' is given twice (by a and b)",
+    ),
+    "address": (NET + 'address = "300.1.1.1/24"', "address: '300.1.1.1/24' is not an address with its prefix length"),
+    "prefix": (NET + 'address = "192.0.2.1/33"', "address: '192.0.2.1/33' is not an address"),
+    "no prefix": (NET + 'address = "192.0.2.1"', "address: '192.0.2.1' is not an address"),
     "mtu": (NET + "mtu = 67", "mtu: expected at least 68"),
     "group mac": (NET + 'mac = "01:00:5e:00:00:01"', "is a group address"),
     "no tap": ('[[net]]\nname = "n"', "tap: give the tap's name"),

@@ -76,6 +76,8 @@ def file(words: list[str]) -> int:
     if any(device.socket_path is None for device in settings.devices):
         make_runtime_dir(config.runtime_dir())
     door: Listener | socket.socket
+    if len(given) > 1:
+        raise ConfigError(f"the service manager passed {len(given)} sockets named 'control': there is one")
     if given:
         door = given[0]
     else:
