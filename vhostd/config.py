@@ -227,6 +227,11 @@ def runtime_dir() -> Path:
     return Path(home) / "vhostd"
 
 
+def control_path(socket_path: Path) -> Path:
+    """Return where a device's control socket lies when nobody says otherwise: .control in place of .sock, or behind."""
+    return socket_path.with_name(socket_path.name.removesuffix(".sock") + ".control")
+
+
 def load(path: Path) -> Config:
     """Read and check the operator's file.
 

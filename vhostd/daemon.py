@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vhostd.config import Disk, Net
 from vhostd.control.server import ControlServer
 from vhostd.control.systemd import Notifier
-from vhostd.devices.listen import Listener, group_id
+from vhostd.devices.listen import Listener, absolute, group_id, place_of
 from vhostd.errors import ConfigError
 from vhostd.sandbox import stages
 
@@ -87,8 +87,8 @@ class DeviceProcess:
             {
                 "pid": os.getpid(),
                 "source": settings.image if isinstance(settings, Disk) else settings.tap,
-                "socket": self._listening.getsockname() if self._listening is not None else None,
-                "connect": settings.connect,
+                "socket": place_of(self._listening) if self._listening is not None else None,
+                "connect": settings.connect and absolute(settings.connect),
                 **self._device.query(),
             }
         ]

@@ -3,15 +3,18 @@
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from tests.ops.conftest import SECONDS, Start, command, query
+from vhostd.cli import attach
 from vhostd.cli import main as cli
 from vhostd.cli.main import main
 
@@ -131,6 +134,39 @@ def test_a_disk_is_served_asked_and_ended(start: Start, image: Path, tmp_path: P
     daemon.hear("STOPPING=1")
     assert not path.exists()
     assert not control.exists()
+
+
+def test_each_socket_has_a_control_socket_of_its_own(start: Start, image: Path, tmp_path: Path) -> None:
+    """.control takes the place of .sock and of nothing else; what is shown holds in every directory."""
+    for name in ("vm.0", "vm.1", "vm.sock"):
+        start("vhostd", "blk", image, "--read-only", "--socket-path", name, cwd=tmp_path)
+        control = tmp_path / ("vm.control" if name == "vm.sock" else f"{name}.control")
+        assert [d["socket"] for d in query(control)] == [str(tmp_path / name)]
+        assert f"path={tmp_path / name}," in run("status", f"./{name}", "--qemu", cwd=tmp_path).stdout
+    done = run("blk", image, "--socket-path", tmp_path / "s", "--control", f"{tmp_path}/./s")
+    assert (done.returncode, "is the device's own socket" in done.stderr) == (2, True)
+
+
+def test_what_cannot_be_attached_by_path_is_a_comment(start: Start, image: Path, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = theirs.fileno()
+        start("vhostd", "blk", image, "--read-only", "--name", "a--b", "--fd", fd, pass_fds=[fd])
+        for name in ("9", "two"):
+            start("vhostd", "blk", image, "--read-only", "--name", name)
+        environment = {**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)}
+        shown = run("status", "--qemu", env=environment).stdout
+        assert "# a--b: its socket was inherited" in shown
+        assert "id=disk-9,path=" in shown
+        assert "-chardev socket,id=two,path=" in shown
+        shown = run("status", "--libvirt", env=environment).stdout
+        assert "<!-- a- -b: its socket was inherited" in shown
+        assert re.findall("dev='(vd.)'", shown) == ["vda", "vdb"]
+        ET.fromstring(f"<domain>{shown}</domain>")
+
+
+def test_the_twenty_seventh_disk_is_vdaa() -> None:
+    assert [attach._disk_name(number) for number in (0, 25, 26, 701, 702)] == ["vda", "vdz", "vdaa", "vdzz", "vdaaa"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

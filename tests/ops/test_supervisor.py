@@ -1,9 +1,11 @@
 """Several devices under a supervisor: all or none at the start, and each for itself from then on."""
 
+import json
 import os
 import select
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,11 @@ def test_each_device_is_a_process_and_all_are_asked_at_one_door(start: Start, fi
         assert Path(f"/proc/{device['pid']}/cmdline").read_bytes().startswith(f"vhostd: {device['name']}".encode())
         assert "CapEff:\t0000000000000000" in Path(f"/proc/{device['pid']}/status").read_text()
     assert [d["name"] for d in query(control, "two")] == ["two"]
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(file.parent)}
+    for verb in ("status", "stats"):
+        words = [command("vhostd"), verb, file.parent / "two.sock", "--json"]
+        said = subprocess.run(words, env=environment, capture_output=True, check=True, timeout=SECONDS).stdout
+        assert [d["name"] for d in json.loads(said)] == ["two"]
     assert daemon.end() == 0
     for device in devices:
         wait_gone(device["pid"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from vhostd.control.client import ControlClient
 from vhostd.errors import ConfigError, ControlError
 
 Rows = list[tuple[str, ...]]
+
+_NO_PATH = "{}: its socket was inherited and has no path that could be shown"
 
 
 class NoDaemonError(ControlError):
@@ -42,13 +45,22 @@ def status(words: list[str]) -> int:
     elif found.qemu:
         print(attach.MEMORY)
         for device in devices:
-            print(
-                attach.qemu(_kind(device), device["name"], _path(device), _queues(device), connects=_connects(device))
-            )
+            path = _path(device)
+            if path is None:
+                print(f"# {_NO_PATH.format(_plain(device['name']))}")
+                continue
+            print(attach.qemu(_kind(device), device["name"], path, _queues(device), connects=_connects(device)))
     elif found.libvirt:
         print(attach.LIBVIRT_MEMORY)
+        disks = 0
         for device in devices:
-            print(attach.libvirt(_kind(device), _path(device), _queues(device), connects=_connects(device)))
+            path, kind = _path(device), _kind(device)
+            if path is None:
+                name = re.sub("-(?=-)", "- ", _plain(device["name"]))  # XML has no -- in a comment
+                print(f"<!-- {_NO_PATH.format(name)} -->")
+                continue
+            print(attach.libvirt(kind, path, _queues(device), connects=_connects(device), number=disks))
+            disks += kind == "disk"
     else:
         rows: Rows = [("NAME", "TYPE", "STATE", "QUEUES", "FRONT-END", "SOCKET", "SERVES")]
         rows += [_row(device) for device in devices]
@@ -90,34 +102,54 @@ def _ask(command: str, device: str | None, control: Path | None) -> list[dict[st
 
     Raises NoDaemonError, RefusedError, and ControlError when no daemon knows the device.
     """
-    name = device
-    if control is not None:
-        paths = [Path(control)]
-    elif device is not None and "/" in device:
-        paths, name = [Path(device).with_suffix(".control")], None
-    else:
-        paths = sorted(config.runtime_dir().glob("*.control"))
+    by_path = device is not None and "/" in device
+    paths = [Path(control)] if control is not None else _doors(Path(device) if device and by_path else None)
     found: list[dict[str, Any]] = []
     answered, refusal = False, ""
     for path in paths:
         try:
             with ControlClient(path) as client:
-                found += client.execute(command)
+                answer = client.execute(command)
+                if device is not None:
+                    # Counters carry no path, so the name that is there is asked for.
+                    known = client.execute("query-devices") if by_path else answer
+                    names = {d["name"] for d in known if (_is_at(d, device) if by_path else d["name"] == device)}
+                    answer = [d for d in answer if d["name"] in names]
+                found += answer
                 answered = True
         except PermissionError:
             refusal = f"{path}: not permitted: ask as root, or as the daemon's own user"
         except OSError:
             continue  # a daemon that was killed leaves its socket behind
-    if refusal and not answered:
+        if found and by_path:
+            break
+    if refusal and not (found if device is not None else answered):
         raise RefusedError(refusal)
     if not answered:
         where = ", ".join(map(str, paths)) if paths else config.runtime_dir()
         raise NoDaemonError(f"no daemon answers at {where}: start one with vhostd blk, net or serve, or say --control")
-    if name is not None:
-        found = [d for d in found if d["name"] == name]
-        if not found:
-            raise ControlError(f"no daemon has a device {name!r}: `vhostd status` shows those there are")
+    if device is not None and not found:
+        raise ControlError(f"no daemon has a device {device!r}: `vhostd status` shows those there are")
     return found
+
+
+def _doors(socket_path: Path | None) -> list[Path]:
+    """Return the control sockets to ask: the one beside the device's socket first, then all of the runtime directory.
+
+    A device of `vhostd serve` has none beside its socket: its supervisor's is somewhere among the others.
+    """
+    if socket_path is None:
+        return sorted(config.runtime_dir().glob("*.control"))
+    beside = config.control_path(socket_path)
+    try:
+        return list(dict.fromkeys([beside, *sorted(config.runtime_dir().glob("*.control"))]))
+    except ConfigError:  # a plain user without one
+        return [beside]
+
+
+def _is_at(device: dict[str, Any], path: str) -> bool:
+    place = _path(device)
+    return place is not None and os.path.realpath(place) == os.path.realpath(path)
 
 
 def _kind(device: dict[str, Any]) -> Any:
@@ -128,11 +160,9 @@ def _connects(device: dict[str, Any]) -> bool:
     return device.get("connect") is not None
 
 
-def _path(device: dict[str, Any]) -> str:
+def _path(device: dict[str, Any]) -> str | None:
     path = device.get("connect") or device.get("socket")
-    if not path:
-        raise ConfigError(f"{device['name']}: its socket was inherited and has no path that could be shown")
-    return str(path)
+    return str(path) if path else None
 
 
 def _queues(device: dict[str, Any]) -> int:

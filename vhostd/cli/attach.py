@@ -10,6 +10,8 @@ def qemu(kind: Literal["disk", "net"], name: str, path: str, queues: int, *, con
     queues: request queues or queue pairs, 0 when QEMU may choose. connects: we connect, so QEMU listens.
     """
     ident = name.replace(".", "-")
+    if not ident[0].isalpha():  # as QEMU wants its ids
+        ident = f"{kind}-{ident}"
     side = "server=on,wait=off" if connects else "reconnect=1"
     chardev = f"-chardev socket,id={ident},path={path.replace(',', ',,')},{side}"
     if kind == "disk":
@@ -28,8 +30,8 @@ MEMORY = "-object memory-backend-memfd,id=mem,size=$SIZE,share=on -machine memor
 LIBVIRT_MEMORY = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
 
 
-def libvirt(kind: Literal["disk", "net"], path: str, queues: int, *, connects: bool = False) -> str:
-    """Return the element of a domain's <devices>; the domain needs shared memory, too."""
+def libvirt(kind: Literal["disk", "net"], path: str, queues: int, *, connects: bool = False, number: int = 0) -> str:
+    """Return the element of a domain's <devices>; the domain needs shared memory, too. number: which disk it is."""
     place = quoteattr(path)
     if kind == "disk":
         count = f" queues='{queues}'" if queues else ""
@@ -37,7 +39,7 @@ def libvirt(kind: Literal["disk", "net"], path: str, queues: int, *, connects: b
             "<disk type='vhostuser' device='disk'>\n"
             f"  <driver name='qemu' type='raw'{count}/>\n"
             f"  <source type='unix' path={place}><reconnect enabled='yes' timeout='1'/></source>\n"
-            "  <target dev='vda' bus='virtio'/>\n"
+            f"  <target dev='{_disk_name(number)}' bus='virtio'/>\n"
             "</disk>"
         )
     driver = f"<driver queues='{queues}'/>" if queues > 1 else ""
@@ -48,3 +50,13 @@ def libvirt(kind: Literal["disk", "net"], path: str, queues: int, *, connects: b
         f"  <model type='virtio'/>{driver}\n"
         "</interface>"
     )
+
+
+def _disk_name(number: int) -> str:
+    """Return vda, vdb, ... vdz, vdaa, ...: the name of the disk of that number, from 0."""
+    letters = ""
+    number += 1
+    while number:
+        number, last = divmod(number - 1, 26)
+        letters = chr(ord("a") + last) + letters
+    return f"vd{letters}"

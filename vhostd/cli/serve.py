@@ -82,6 +82,9 @@ def file(words: list[str]) -> int:
         door = given[0]
     else:
         path = found.control or Path(settings.control or config.runtime_dir() / f"{found.file.stem}.control")
+        for device in settings.devices:
+            if device.connect is None and device.name not in listening and _same(path, device.listen_path()):
+                raise ConfigError(f"control: {path} is the socket of {device.name}: operators need another")
         door = Listener(path)
 
     async def serve() -> int:
@@ -106,7 +109,7 @@ def run(device: Disk | Net, found: argparse.Namespace, *, control: bool = True) 
     logs.set_up(logging.DEBUG if found.debug else logging.INFO)
     from vhostd.control.systemd import Notifier, activated
     from vhostd.daemon import Doors, run_device
-    from vhostd.devices.listen import adopt, make_runtime_dir
+    from vhostd.devices.listen import absolute, adopt, make_runtime_dir, place_of
 
     if found.fd is not None and (device.socket_path is not None or device.connect is not None):
         raise UsageError("--fd: the socket is there already: leave --socket-path and --connect away")
@@ -120,14 +123,22 @@ def run(device: Disk | Net, found: argparse.Namespace, *, control: bool = True) 
     by_path = not fds and device.connect is None
     if by_path and device.socket_path is None:
         make_runtime_dir(config.runtime_dir())
+    if found.control is not None and by_path and _same(found.control, device.listen_path()):
+        raise UsageError(f"--control: {found.control} is the device's own socket: operators need another")
     operators = found.control or (_control_path(device, by_path=by_path) if control else None)
     if sys.stdout.isatty() and connection is None:
         from vhostd.cli.attach import qemu
 
-        place = device.connect or (adopted.getsockname() if adopted is not None else str(device.listen_path()))
-        line = qemu(config.kind_of(device), device.name, place, device.queues, connects=device.connect is not None)
-        print(f"# attach it to QEMU with {line}", flush=True)
+        place = device.connect or (place_of(adopted) if adopted is not None else device.listen_path())
+        if place is not None:
+            path, connects = absolute(str(place)), device.connect is not None
+            line = qemu(config.kind_of(device), device.name, path, device.queues, connects=connects)
+            print(f"# attach it to QEMU with {line}", flush=True)
     return run_device(device, Doors(adopted=adopted, connection=connection, control=operators), Notifier())
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _name(found: argparse.Namespace, otherwise: str) -> str:
@@ -140,7 +151,7 @@ def _name(found: argparse.Namespace, otherwise: str) -> str:
 def _control_path(device: Disk | Net, *, by_path: bool) -> Path | None:
     """Return where the control socket belongs when nobody said: beside the device's, else in the runtime directory."""
     if by_path:
-        path = device.listen_path().with_suffix(".control")
+        path = config.control_path(device.listen_path())
         return path if len(os.fsencode(path)) <= config.SOCKET_PATH_LIMIT else None
     try:
         directory = config.runtime_dir()

@@ -103,6 +103,21 @@ def group_id(group: str) -> int:
         raise ConfigError(f"socket-group: there is no group {group!r} on this machine") from None
 
 
+def place_of(listening: socket.socket) -> str | None:
+    """Return the absolute path of a socket that listens, for whoever is in another directory; None when it has none."""
+    name = listening.getsockname()
+    if not name or not isinstance(name, str):  # unnamed, or abstract
+        return None
+    return absolute(name)
+
+
+def absolute(path: str) -> str:
+    """Return a path as it holds in every directory; as it is when our own was removed."""
+    with contextlib.suppress(OSError):
+        return str(Path(path).absolute())
+    return path
+
+
 def adopt(fd: int) -> tuple[socket.socket, bool]:
     """Take over an inherited descriptor: return the socket, and whether it is connected (else it listens).
 

@@ -16,7 +16,7 @@ from vhostd.control.commands import EVENTS
 from vhostd.control.link import ControlLink
 from vhostd.control.server import ControlServer
 from vhostd.control.systemd import Notifier
-from vhostd.devices.listen import Listener
+from vhostd.devices.listen import Listener, absolute, place_of
 from vhostd.errors import ConfigError, ControlError
 from vhostd.supervisor.zygote import MESSAGE_LIMIT, Ended, Kill, Order, Report, Start, Started
 
@@ -43,14 +43,14 @@ class Member:
 
     def away(self) -> dict[str, Any]:
         """Return what can be said of the device while its process is gone."""
-        place = self.listening.getsockname() if self.listening is not None else None
+        place = place_of(self.listening) if self.listening is not None else None
         return {
             "name": self.settings.name,
             "type": "block" if isinstance(self.settings, Disk) else "net",
             "state": "broken",
             "reason": "its process ended, and is started again",
             "socket": place,
-            "connect": self.settings.connect,
+            "connect": self.settings.connect and absolute(self.settings.connect),
             "pid": None,
         }
 
