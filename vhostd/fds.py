@@ -48,10 +48,6 @@ class Fd:
         number, self._number = self.number, -1
         return number
 
-    def duplicate(self) -> "Fd":
-        """Return an owner of a new, close-on-exec descriptor of the same open file."""
-        return Fd(os.dup(self.number))
-
     def close(self) -> None:
         """Close it; a second time does nothing. An error of close leaves the descriptor closed on Linux."""
         number, self._number = self._number, -1
