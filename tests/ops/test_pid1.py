@@ -170,6 +170,27 @@ def test_a_connection_to_an_activated_socket_starts_the_service(machine: Machine
     machine.run("systemctl", "stop", "vhostd@solo.socket", "vhostd@solo.service")
 
 
+def test_a_tap_is_made_with_the_capability_of_a_drop_in_which_the_device_gives_up(machine: Machine) -> None:
+    """The unit's own advice; the filter lets capset through for it."""
+    drop_in = machine.root / "etc/systemd/system/vhostd@made.service.d"
+    drop_in.mkdir(parents=True)
+    (drop_in / "net.conf").write_text(
+        "[Service]\nAmbientCapabilities=CAP_NET_ADMIN\nCapabilityBoundingSet=CAP_NET_ADMIN\n"
+    )
+    (machine.root / "etc/vhostd/made.toml").write_text(
+        '[[net]]\nname = "net8"\ntap = "tap8"\ncreate = true\nbridge = "br8"\nmtu = 9000\n'
+    )
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "vhostd@made.service")
+    try:
+        assert "master br8" in machine.run("ip", "link", "show", "tap8").stdout
+        found = machine.run("sh", "-c", "grep -l '^Name:.vhostd:net8' /proc/[0-9]*/status | xargs grep -h ^Cap").stdout
+        held = dict(line.split(":\t") for line in found.splitlines())
+        assert {held[key] for key in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    finally:
+        machine.run("systemctl", "stop", "vhostd@made.service")
+
+
 def test_a_persistent_tap_of_the_user_can_be_opened_without_privilege(machine: Machine, unit: str) -> None:
     """DeviceAllow lets /dev/net/tun through, and a tap that belongs to the user needs no capability."""
     machine.run("ip", "tuntap", "add", "tap7", "mode", "tap", "user", "vhostd", "multi_queue", "vnet_hdr")
