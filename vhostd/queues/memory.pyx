@@ -34,6 +34,7 @@ cdef extern from "<sys/vfs.h>" nogil:
 
 cdef enum:
     HUGETLBFS_MAGIC = 0x958458f6
+    FUSE_MAGIC = 0x65735546
 
 # A region larger than this is a mistake or an attack: no guest has 64 TiB, and a mapping costs page tables.
 REGION_LEN_MAX = 1 << 46
@@ -126,6 +127,8 @@ cdef class Region:
         memset(&fs, 0, sizeof(fs))
         if fstatfs(fd, &fs) == 0 and fs.f_type == HUGETLBFS_MAGIC:
             granule = fs.f_bsize
+        elif fs.f_type == FUSE_MAGIC:  # a page of it may never come, and who touches it waits for ever
+            raise RemoteProtocolError("memory region: the fd is a file on FUSE, not memory")
         if mmap_offset + length > status.st_size:
             raise RemoteProtocolError(
                 f"memory region: offset {mmap_offset:#x} + {length:#x} bytes lie beyond the end of the file "
