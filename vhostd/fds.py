@@ -3,10 +3,16 @@
 Numbers are reused by the kernel: a descriptor closed twice closes somebody else's the second time, and one closed
 never is a leak that a hostile front-end can drive to EMFILE. So each number that enters the process is wrapped at the
 door, and from then on exactly one object owns it.
+
+And to close one can take long: a socket that lingers, a file on FUSE whose server has stopped. What a front-end has
+sent and nobody has looked into is closed by a thread of its own.
 """
 
 import contextlib
 import os
+import queue
+import sys
+import threading
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
@@ -17,15 +23,17 @@ from vhostd.errors import LocalProtocolError
 class Fd:
     """Owns one file descriptor until `close` or `take`.
 
+    foreign: somebody else opened it, and what it is has not been seen; its owner may say so when it has.
     Raises LocalProtocolError when the number is asked for after either.
     """
 
-    __slots__ = ("_number",)
+    __slots__ = ("_number", "foreign")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, foreign: bool = False) -> None:
         if number < 0:
             raise LocalProtocolError(f"not a file descriptor: {number}")
         self._number = number
+        self.foreign = foreign
 
     @property
     def number(self) -> int:
@@ -51,7 +59,7 @@ class Fd:
     def close(self) -> None:
         """Close it; a second time does nothing. An error of close leaves the descriptor closed on Linux."""
         number, self._number = self._number, -1
-        if number >= 0:
+        if number >= 0 and not (self.foreign and _closer.take(number)):
             with contextlib.suppress(OSError):
                 os.close(number)
 
@@ -68,9 +76,38 @@ class Fd:
         return f"Fd({self._number})"
 
 
-def own_all(numbers: Iterable[int]) -> tuple[Fd, ...]:
+class _Closer:
+    """A thread that closes, begun when the first such descriptor comes. While one hangs the others wait behind it."""
+
+    def __init__(self) -> None:
+        self._numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def take(self, number: int) -> bool:
+        """Close it some time. Whether there is a thread to do so."""
+        if sys.is_finalizing():
+            return False
+        if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
+            self._thread = threading.Thread(target=self._run, name="vhostd-closer", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:
+                return False
+        self._numbers.put(number)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                os.close(self._numbers.get())
+
+
+_closer = _Closer()
+
+
+def own_all(numbers: Iterable[int], *, foreign: bool = False) -> tuple[Fd, ...]:
     """Wrap descriptors just received: from here on each has an owner."""
-    return tuple(Fd(number) for number in numbers)
+    return tuple(Fd(number, foreign=foreign) for number in numbers)
 
 
 def close_all(fds: Iterable[Fd]) -> None:

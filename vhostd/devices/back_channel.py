@@ -1,9 +1,7 @@
 """The second socket, on which we ask the front-end: for now, to look at the configuration space again."""
 
 import contextlib
-import os
 import socket
-import stat
 
 from vhostd.errors import RemoteProtocolError
 from vhostd.fds import Fd
@@ -24,9 +22,11 @@ class BackChannel:
     """
 
     def __init__(self, fd: Fd, main_name: str | bytes) -> None:
-        misfit = "is not a socket"
-        if stat.S_ISSOCK(os.fstat(fd.number).st_mode):
+        try:
             taken = socket.socket(fileno=fd.number)
+        except OSError:  # asked so, and not by fstat, which waits for whoever serves a file
+            misfit = "is not a socket"
+        else:
             misfit = _misfit(taken, main_name)
             if misfit:
                 taken.detach()

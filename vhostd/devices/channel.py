@@ -78,7 +78,7 @@ class Channel:
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-        fds = own_all(numbers)
+        fds = own_all(numbers, foreign=True)
         if flags & socket.MSG_CTRUNC:
             close_all(fds)
             raise RemoteProtocolError('more fds than any message has (vhost-user, "Communication")', fatal=True)

@@ -233,7 +233,9 @@ class Performer:
     # Memory.
 
     def _map(self, region: MemRegion, fd: Fd) -> Region:
-        return Region(fd.number, region.gpa, region.length, region.uva, region.mmap_offset, self._fault)
+        mapped = Region(fd.number, region.gpa, region.length, region.uva, region.mmap_offset, self._fault)
+        fd.foreign = False  # a memory file, which closes at once
+        return mapped
 
     def _rebuild(self, memory: GuestMemory) -> dict[int, Queue | None]:
         """Make the queue of each started ring over new memory; None for one that does not lie in it."""

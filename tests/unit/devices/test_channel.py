@@ -5,6 +5,7 @@ import asyncio
 import os
 import socket
 import struct
+import time
 
 import pytest
 
@@ -121,7 +122,10 @@ async def test_s30_more_fds_than_there_is_room_for(pair, count):
     with pytest.raises(RemoteProtocolError, match="more fds"):
         await channel.receive()
     os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    until = time.monotonic() + 5
+    while len(os.listdir("/proc/self/fd")) != before:  # by a thread of their own: what they are is not known
+        assert time.monotonic() < until
+        os.sched_yield()
 
 
 async def test_s3_a_length_that_cannot_be_is_refused_before_it_is_read(pair):
