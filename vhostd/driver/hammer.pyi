@@ -1,7 +1,8 @@
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, final
 
+@final
 class Hammer:
     @staticmethod
     def flip(view: memoryview, values: Sequence[bytes]) -> Hammer: ...

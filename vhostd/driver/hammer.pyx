@@ -2,6 +2,7 @@
 
 import threading
 
+cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
@@ -13,6 +14,7 @@ from vhostd.atomics cimport cpu_relax, load_acquire_u16, load_relaxed_u32, store
 from vhostd.errors import LocalProtocolError
 
 
+@cython.final
 cdef class Hammer:
     """A thread that does one thing to memory again and again while the `with` block lasts; `turns` says how often."""
 
