@@ -22,7 +22,6 @@ from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceGone
 from vhostd.protocol.messages import Empty
 from vhostd.protocol.wire import encode, frame_bytes
-from vhostd.spec.blk import Request, StatusByte
 from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Feature
 
@@ -228,6 +227,3 @@ def ended(connection, timeout=2.0):
 def header(kind, sector=0):
     """A block request's header (5.2.6)."""
     return struct.pack("<IIQ", kind, 0, sector)
-
-
-__all__ = ["Request", "StatusByte"]

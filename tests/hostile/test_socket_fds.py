@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import stat
+import struct
 import threading
 import time
 
@@ -25,11 +26,12 @@ from tests.hostile.attack import (
     u64,
 )  # fmt: skip
 from tests.hostile.fds import KINDS, kind
+from tests.hostile.fuse import fuse_file, hang, resume
 from tests.hostile.test_socket_frames import LENGTHS
 from vhostd.driver.hotloop import block_load
 from vhostd.errors import DeviceGone
 from vhostd.spec.blk import Request
-from vhostd.spec.vhost_user import FrontendRequest, ProtocolFeature
+from vhostd.spec.vhost_user import FLAG_NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature
 
 R = FrontendRequest
 TAKES_FDS = {R.SET_MEM_TABLE, R.SET_LOG_BASE, R.SET_LOG_FD, R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR,
@@ -344,3 +346,70 @@ def test_everything_a_back_channel_may_be(target):
                 expected = "done" if name in {"socket", "socket-closed-peer", "socket-in-itself"} else "refused"
                 assert odd.attempt(R.SET_BACKEND_REQ_FD, b"", [number]) == expected, name
         assert odd.reads()
+
+
+@contextlib.contextmanager
+def lingering():
+    """A TCP socket with bytes that its peer does not take: whoever closes it last waits a minute."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ours = socket.create_connection(listener.getsockname())
+        theirs = stack.enter_context(listener.accept()[0])
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+        # Its end is a reset: nobody waits any more.
+        stack.callback(theirs.setsockopt, socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        yield ours
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [R.SET_OWNER, R.SET_VRING_CALL, R.ADD_MEM_REG, R.REM_MEM_REG, R.SET_BACKEND_REQ_FD],
+    ids=lambda r: r.name,
+)
+def test_a_descriptor_whose_close_takes_a_minute(target, request_):
+    """S34: the front-end gives us the last copy, and we have to close it: nothing waits for that."""
+    payload = {
+        R.SET_VRING_CALL: u64(0),
+        R.ADD_MEM_REG: single(1 << 40, MIB, 1 << 40),
+        R.REM_MEM_REG: single(1 << 40, MIB, 1 << 40),
+    }.get(request_, b"")
+    with guest(target) as bad, lingering() as ours:
+        whole = frame(request_, payload, VERSION | FLAG_NEED_REPLY)
+        bad.frontend.send_bytes(whole[:5], [ours.fileno()])
+        ours.close()
+        bad.frontend.send_bytes(whole[5:])
+        assert bad.frontend.receive().payload != bytes(8)
+        began = time.monotonic()
+        for _ in range(10):
+            assert bad.reads()
+            assert bad.attempt(R.SET_OWNER) == "done"
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("hung", [False, True], ids=["S39-fuse", "S39-fuse-hung"])
+def test_memory_on_fuse(target, tmp_path, content, hung):
+    """S39, S34: refused, since its pages may never come; and where it is only to be closed, nobody waits for it."""
+    with fuse_file(tmp_path, content) as (path, storage), guest(target) as bad:
+        number = os.open(path, os.O_RDWR)
+        if hung:
+            os.pwrite(number, b"x", 0)
+            hang(storage)
+            for request in (R.SET_VRING_CALL, R.SET_VRING_KICK):
+                assert bad.attempt(request, u64(0), [number]) == "refused"
+            assert bad.attempt(R.SET_BACKEND_REQ_FD, b"", [number]) == "refused"
+            bad.frontend.send(R.SET_OWNER, b"", [number])
+            threading.Thread(target=os.close, args=(number,)).start()
+            assert closed(bad.frontend)
+            with guest(target) as session:
+                assert session.reads()
+            resume(storage)
+        else:
+            refused(bad, R.ADD_MEM_REG, single(1 << 40, MIB, 1 << 40), [number])
+            os.close(number)
