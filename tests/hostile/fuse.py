@@ -7,6 +7,8 @@ import signal
 import subprocess
 import time
 
+from tests.support.bare import ensure_fuse
+
 
 @contextlib.contextmanager
 def fuse_file(folder, content, *, rules=(), name="fuse"):
@@ -14,6 +16,7 @@ def fuse_file(folder, content, *, rules=(), name="fuse"):
 
     The rules are those of blkdebug's inject-error: event, errno, sector, once, iotype.
     """
+    ensure_fuse()
     behind, path = folder / f"{name}.behind", folder / f"{name}.raw"
     behind.write_bytes(content)
     path.touch()

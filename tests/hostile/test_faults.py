@@ -13,6 +13,7 @@ from tests.hostile.attack import MIB, frame, guest, raw
 from tests.hostile.conftest import IMAGE_LEN, Target
 from tests.hostile.fuse import fuse_file
 from tests.support.backends import VHOSTD
+from tests.support.bare import propagation
 from vhostd.driver.blk import BlockDriver
 from vhostd.driver.session import open_session
 from vhostd.errors import DeviceTimeout
@@ -92,7 +93,7 @@ class Full(Target):
         log = (self.folder / "full.log").open("wb")
         with log:
             process = subprocess.Popen(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c", script],
+                ["unshare", "-m", "--propagation", propagation(), "sh", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

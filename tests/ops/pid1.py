@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import vhostd
+from tests.support.bare import propagation
 
 ROOT = Path(__file__).parents[2]
 BOOT_SECONDS = 60
@@ -95,12 +96,9 @@ class Machine:
         mount = top / "machine"
         mount.mkdir()
         self._log = (top / "boot.log").open("w+")
-        # In a chroot the root is no mount of its own, and has no propagation to change.
-        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        propagation = "private" if "/" in mounts else "unchanged"
         spaces = [
             "--mount",
-            f"--propagation={propagation}",
+            f"--propagation={propagation()}",
             "--pid",
             "--fork",
             "--net",

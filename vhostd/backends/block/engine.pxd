@@ -13,6 +13,7 @@ cdef struct engine_t:
     # Carry out what is left of `r`, or a part of it. `pending`: how many requests come in this batch.
     int (*submit)(engine_t *e, blk_req_t *r, uint32_t pending, int64_t *result) noexcept nogil
     disk_t *disk
+    uint32_t waits_only  # this file system cannot say whether a read would wait
     const uint32_t *faulted  # of the guest memory at hand
     uring_t *uring  # NULL for engine_sync
     void *bounce  # BOUNCE_LEN bytes for direct transfers of unaligned buffers; NULL when not direct

@@ -6,6 +6,7 @@ one without waiting, so io_uring hands each to a kernel thread, which costs more
 cache and waits for no disk, unless the guest has outrun the host's dirty limit.
 """
 
+from libc.errno cimport EOPNOTSUPP
 from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 
 from vhostd.atomics cimport load_relaxed_u32
@@ -45,10 +46,12 @@ cdef int uring_submit(engine_t *e, blk_req_t *r, uint32_t pending, int64_t *resu
                 return sync_submit(e, r, pending, result)
         elif r.kind == OP_WRITE and not through:
             return sync_submit(e, r, pending, result)
-        elif r.kind == OP_READ and pending <= INLINE_BATCH and r.tries == 0:
+        elif r.kind == OP_READ and pending <= INLINE_BATCH and r.tries == 0 and not e.waits_only:
             result[0] = sync_read_nowait(e, r)
             if result[0] > 0:
                 return ENGINE_DONE
+            if result[0] == -EOPNOTSUPP:
+                e.waits_only = 1
             # not in the page cache, or this file system cannot say: io_uring waits for it
     elif r.kind != OP_FLUSH:
         mode = segment_mode(e, r)
