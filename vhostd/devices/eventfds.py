@@ -36,3 +36,9 @@ def take_eventfd(fd: Fd, what: str) -> Fd:
     # The flag is the open file's, so the front-end's copy gets it, too; front-ends write and read theirs so anyway.
     os.set_blocking(fd.number, False)
     return Fd(fd.take())
+
+
+def drain(fd: Fd) -> None:
+    """Set an eventfd's counter to 0, without waiting even if the front-end has made it a blocking one meanwhile."""
+    with contextlib.suppress(OSError):  # there is nothing to read, or a kernel cannot read so
+        os.preadv(fd.number, [bytearray(8)], -1, os.RWF_NOWAIT)

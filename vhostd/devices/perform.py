@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from vhostd.backends.base import Backend
 from vhostd.backends.ringset import RingSet
 from vhostd.devices.back_channel import BackChannel
-from vhostd.devices.eventfds import take_eventfd
+from vhostd.devices.eventfds import drain, take_eventfd
 from vhostd.errors import BackendError, GuestMemoryError, LocalProtocolError, RemoteProtocolError
 from vhostd.fds import Fd
 from vhostd.protocol import actions as act
@@ -313,8 +313,7 @@ class Performer:
         fds = self._ring_fds(ring)
         queue = None if ring in self._queues else self._make_queue(ring, self._memory)
         kick = take_eventfd(action.fd, what)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(kick.number)  # the ring is looked at anyway; and a counter near its end could not be kicked
+        drain(kick)  # the ring is looked at anyway; and a counter near its end could not be kicked
         # From the moment the mail is sent the ring counts as started, whatever becomes of us: what a worker has, or
         # will have, must be stopped before it is freed.
         if queue is None:
