@@ -1,6 +1,7 @@
 """F9 to F14, F30, F40, F44: front-ends that die, disks that fill, fail and shrink, and every way to stop."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -401,6 +402,19 @@ def memory_gone(target):
         yield
 
 
+@contextlib.contextmanager
+def call_blocks(target):
+    """A worker hangs in the write of a call: the front-end made its eventfd block, and filled it."""
+    with guest(target) as bad:
+        number = bad.queue.call_fd.number
+        fcntl.fcntl(number, fcntl.F_SETFL, os.O_RDWR)
+        os.eventfd_write(number, 0xFFFFFFFFFFFFFFFE)
+        bad.queue.used_event = bad.queue.used_idx
+        bad.block().submit(Request.IN, 0, read_len=512)
+        time.sleep(0.05)
+        yield
+
+
 STATES = {
     "listening": listening,
     "connected": connected,
@@ -416,6 +430,7 @@ STATES = {
     "flooded": flooded,
     "full-for-ever": full_for_ever,
     "memory-gone": memory_gone,
+    "call-blocks": call_blocks,
 }
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import struct
+import threading
 import time
 
 import pytest
@@ -353,3 +354,27 @@ def test_an_eventfd_that_is_made_to_block(target, which, when):
         time.sleep(0.05)
         if when == "busy":
             assert made.attempt(18, struct.pack("<II", 0, 1)) in {"done", "refused", "closed"}
+
+
+@pytest.mark.parametrize("request_", [12, 13, 14], ids=["R77-kick", "R77-call", "R77-err"])
+def test_an_eventfd_whose_mode_is_toggled(target, request_):
+    """R77: whatever mode it has in the moment we look at it, the control thread does not wait for it."""
+    with guest(target) as made:
+        number = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        stop = threading.Event()
+
+        def toggle():
+            while not stop.is_set():
+                fcntl.fcntl(number, fcntl.F_SETFL, os.O_RDWR)
+                fcntl.fcntl(number, fcntl.F_SETFL, os.O_RDWR | os.O_NONBLOCK)
+
+        toggling = threading.Thread(target=toggle)
+        toggling.start()
+        try:
+            for _ in range(200):
+                assert made.attempt(request_, bytes(8), [number]) == "done"
+        finally:
+            stop.set()
+            toggling.join()
+            os.eventfd_write(number, 1)
+            os.close(number)
