@@ -210,7 +210,7 @@ def test_a_hundred_connections_at_once(target):
             connection.close()
 
 
-def test_three_thousand_connections_while_one_works(target):
+def test_a_crowd_of_connections_while_one_works(target):
     """S161: they are turned away, and the first is served meanwhile."""
     with guest(target) as first:
         stop = threading.Event()
@@ -218,21 +218,22 @@ def test_three_thousand_connections_while_one_works(target):
 
         def connects():
             nonlocal count
-            while not stop.is_set() and count < 3000:
+            while not stop.is_set():
                 raw(target).close()
                 count += 1
 
         crowd = threading.Thread(target=connects)
         crowd.start()
         try:
+            until = time.monotonic() + 20
             reads = 0
-            while crowd.is_alive() and reads < 100:
+            while count < 500 or reads < 20:
                 assert first.reads()
                 reads += 1
+                assert time.monotonic() < until
         finally:
             stop.set()
             crowd.join()
-        assert count > 50
 
 
 def test_descriptors_run_out_in_accept(target):
