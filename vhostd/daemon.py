@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from vhostd.config import Disk, Net
 from vhostd.control.server import ControlServer
 from vhostd.control.systemd import Notifier
-from vhostd.devices.listen import Listener, absolute, group_id, place_of
+from vhostd.devices.listen import Acceptor, Listener, absolute, group_id, place_of
 from vhostd.errors import ConfigError
 from vhostd.sandbox import stages
 
@@ -75,6 +75,7 @@ class DeviceProcess:
         self._own: Listener | None = None
         self._operators: Listener | None = None
         self._listening = doors.adopted
+        self._acceptor: Acceptor | None = None
         self._device: Device | None = None
         self._serving: asyncio.Task[None] | None = None
         self._code = 0
@@ -127,8 +128,7 @@ class DeviceProcess:
             log.info("stopping", extra={"device": self._settings.name})
             # Whatever hangs from here on, in a call that no Python code can end, hangs not longer than this.
             signal.setitimer(signal.ITIMER_REAL, DRAIN_SECONDS + 1)
-            if self._own is not None:
-                self._own.close()
+            await self._let_nobody_in()
         return self._code
 
     def _listen(self, stack: contextlib.AsyncExitStack) -> None:
@@ -162,7 +162,8 @@ class DeviceProcess:
         if self._doors.connection is not None:
             return self._device.attach(self._doors.connection)
         if self._listening is not None:
-            return self._device.serve(self._listening)
+            self._acceptor = Acceptor(self._listening)
+            return self._device.serve(self._acceptor)
         assert self._settings.connect is not None
         return self._reach(self._settings.connect)
 
@@ -233,12 +234,19 @@ class DeviceProcess:
         self._move_to(fresh)
 
     def _move_to(self, listening: socket.socket) -> None:
-        assert self._device is not None
-        old, self._listening = self._serving, listening
-        self._serve(self._device.serve(listening))
-        if old is not None:
-            old.cancel()
+        assert self._acceptor is not None
+        self._listening = listening
+        self._acceptor.move(listening)
         log.info("listening anew", extra={"device": self._settings.name, "socket": self._place()})
+
+    async def _let_nobody_in(self) -> None:
+        """Stop listening before anything else ends; a front-end that is there stays for the moment."""
+        if self._acceptor is not None and self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait([self._serving])
+            self._acceptor.close()
+        if self._own is not None:
+            self._own.close()
 
     async def _drain(self) -> None:
         assert self._device is not None

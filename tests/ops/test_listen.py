@@ -109,7 +109,9 @@ def test_again_makes_a_socket_where_there_is_none(path: Path) -> None:
     listener = Listener(path, mode=0o640)
     path.unlink()
     assert not listener.is_there()
+    old = listener.socket
     fresh = listener.again()
+    old.close()
     assert listener.is_there()
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
     with socket.socket(socket.AF_UNIX) as client:

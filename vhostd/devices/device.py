@@ -12,6 +12,7 @@ from typing import Any
 
 from vhostd.backends.base import Backend
 from vhostd.devices.channel import Channel
+from vhostd.devices.listen import Acceptor
 from vhostd.devices.perform import Performer, Rings
 from vhostd.errors import BackendError, GuestMemoryError, RemoteProtocolError, VhostdError
 from vhostd.protocol.backend_session import BackendSession, Offer
@@ -91,22 +92,19 @@ class Device:
 
     # Connections.
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, acceptor: Acceptor) -> None:
         """Accept front-ends, one at a time, until cancelled."""
-        loop = asyncio.get_running_loop()
-        listener.setblocking(False)
         spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         try:
             while not self._closing:
                 try:
-                    connection, _ = await loop.sock_accept(listener)
+                    connection = await acceptor.accept()
                 except OSError as error:
                     # Out of descriptors: what waits is taken with the spare one and turned away, or we would spin on
                     # it.
                     if error.errno in (errno.EMFILE, errno.ENFILE):
                         os.close(spare)
-                        with contextlib.suppress(OSError):
-                            listener.accept()[0].close()
+                        acceptor.turn_away()
                         spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
                     log.warning("cannot accept", extra={"device": self.name, "why": error})
                     await asyncio.sleep(ACCEPT_PAUSE_S)

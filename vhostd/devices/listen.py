@@ -4,6 +4,8 @@ A path is ours when nobody listens behind it: a connection is tried before an ol
 that start at once take turns (a lock on the directory, which leaves no file behind). A symbolic link is never followed.
 """
 
+import asyncio
+import collections
 import contextlib
 import fcntl
 import grp
@@ -34,16 +36,14 @@ class Listener:
         return _identity(self.path) == self._identity
 
     def again(self) -> socket.socket:
-        """Make the socket anew at the same path (SIGHUP after the path was lost); the old one is closed.
+        """Make the socket anew at the same path (SIGHUP after the path was lost); the old one is the caller's to close.
 
         Raises ConfigError as the constructor does; then the old socket is still there.
         """
         if self.is_there():
             self._remove()
-        fresh, identity = self._bind()
-        self.socket.close()
-        self.socket, self._identity = fresh, identity
-        return fresh
+        self.socket, self._identity = self._bind()
+        return self.socket
 
     def close(self) -> None:
         """Stop listening; remove the path if it is still ours."""
@@ -83,6 +83,71 @@ class Listener:
             raise
         made.setblocking(False)
         return made, _identity(self.path)
+
+
+class Acceptor:
+    """The connections of a listening socket, one after the other, for one task that takes them.
+
+    Unlike the event loop's sock_accept it can be moved to another socket and cancelled at any moment: nobody who has
+    connected is forgotten, and a socket that was let go of is not looked at again.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        listening.setblocking(False)
+        self._listening = listening
+        self._arrived: collections.deque[socket.socket] = collections.deque()
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def accept(self) -> socket.socket:
+        """Return the next connection. Raises OSError as the system call does."""
+        while True:
+            await self._something()
+            if self._arrived:
+                return self._arrived.popleft()
+            with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+                return self._listening.accept()[0]
+
+    def turn_away(self) -> None:
+        """Take one connection, if there is one, and close it."""
+        with contextlib.suppress(OSError):
+            self._listening.accept()[0].close()
+
+    def move(self, fresh: socket.socket) -> None:
+        """Go on at another socket. Who waits at the old one comes first; then it is closed."""
+        fresh.setblocking(False)
+        loop = asyncio.get_running_loop()
+        old, self._listening = self._listening, fresh
+        if self._waiting is not None:
+            loop.remove_reader(old)
+            loop.add_reader(fresh, self._wake)
+        with contextlib.suppress(OSError), old:
+            for _ in range(BACKLOG + 1):  # as many as the kernel lets wait
+                self._arrived.append(old.accept()[0])
+        if self._arrived:
+            self._wake()
+
+    def close(self) -> None:
+        """Close the socket, and who was not taken."""
+        self._listening.close()
+        while self._arrived:
+            self._arrived.popleft().close()
+
+    async def _something(self) -> None:
+        # Always by way of the event loop: whoever connects without a pause leaves others their turn.
+        loop = asyncio.get_running_loop()
+        self._waiting = loop.create_future()
+        loop.add_reader(self._listening, self._wake)
+        if self._arrived:
+            self._wake()
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
+            loop.remove_reader(self._listening)
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 def make_runtime_dir(path: Path) -> None:

@@ -310,11 +310,13 @@ class Supervisor:
         for member in self._members:
             if member.own is None or member.own.is_there():
                 continue
+            old = member.own.socket
             try:
                 member.listening = member.own.again()
             except ConfigError as error:
                 log.warning("SIGHUP: %s", error, extra={"device": member.settings.name})
                 continue
+            old.close()
             if member.handover is not None:
                 socket.send_fds(member.handover, [b"l"], [member.listening.fileno()])
 
