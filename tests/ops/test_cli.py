@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -350,3 +351,68 @@ def test_a_device_is_small_and_starts_quickly(start: Start, image: Path) -> None
     assert (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK") <= 0.25
     status = dict(line.split(":\t", 1) for line in process.joinpath("status").read_text().splitlines())
     assert int(status["VmRSS"].split()[0]) <= 35 * 1024
+
+
+def test_run_serves_as_long_as_a_command_runs(image: Path, tmp_path: Path) -> None:
+    """The command finds the socket and QEMU's words; its exit code is ours, and the device is gone when we are."""
+    done = run(
+        "blk", image, "--socket-path", tmp_path / "s", "--run", 'test -S "$socket" && echo "$qemu_args" && exit 3'
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"path={tmp_path}/s,reconnect=1 -device vhost-user-blk-pci" in done.stdout
+    assert not (tmp_path / "s").exists()
+    assert not (tmp_path / "s.control").exists()
+
+
+def test_run_boots_what_it_says(image: Path, tmp_path: Path) -> None:
+    """$qemu_args and $qemu_memory are all that QEMU needs to have the disk."""
+    qemu = (
+        "qemu-system-x86_64 -S -display none -nodefaults -machine q35,accel=tcg -monitor stdio $qemu_memory $qemu_args"
+    )
+    done = run("blk", image, "--socket-path", tmp_path / "s", "--run", f"echo quit | {qemu}")
+    assert done.returncode == 0, done
+    assert "front-end connected" in done.stderr
+    assert "front-end gone" in done.stderr
+
+
+def test_run_the_front_end_listens(image: Path, tmp_path: Path) -> None:
+    """--connect: the command's socket is connected to."""
+    qemu = (
+        "qemu-system-x86_64 -S -display none -nodefaults -machine q35,accel=tcg -monitor none $qemu_memory $qemu_args"
+    )
+    wait = 'pid=$!; until grep -q "front-end connected" log || ! kill -0 $pid; do sleep 0.1; done; kill $pid'
+    log = (tmp_path / "log").open("wb")
+    with log:
+        done = subprocess.run(
+            [command("vhostd"), "blk", image, "--connect", tmp_path / "s", "--run", f"{qemu} & {wait}"],
+            cwd=tmp_path,
+            env={**os.environ, "RUNTIME_DIRECTORY": str(tmp_path)},
+            stderr=log,
+            timeout=SECONDS,
+        )
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    assert "front-end connected" in (tmp_path / "log").read_text()
+
+
+def test_run_does_not_run_without_a_device(tmp_path: Path) -> None:
+    done = run("blk", tmp_path / "none", "--socket-path", tmp_path / "s", "--run", "echo ran")
+    assert done.returncode == 6
+    assert done.stdout == ""
+    assert "none" in done.stderr
+
+
+def test_run_ends_its_command_when_it_is_ended(image: Path, start: Start, tmp_path: Path) -> None:
+    """SIGTERM to us is the command's end, and then the device's."""
+    daemon = start("vhostd", "blk", image, "--socket-path", tmp_path / "s", "--run", "exec sleep 1000", ready=False)
+    daemon.hear("READY=1")
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
+    while not any("sleep" in Path(f"/proc/{child}/comm").read_text() for child in children.read_text().split()):
+        time.sleep(0.01)
+    assert daemon.end() == 128 + signal.SIGTERM
+    assert not (tmp_path / "s").exists()
+
+
+def test_run_needs_a_path(image: Path) -> None:
+    done = run("blk", image, "--fd", "3", "--run", "true")
+    assert done.returncode == 2
+    assert "leave --fd away" in done.stderr

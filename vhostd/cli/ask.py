@@ -43,7 +43,7 @@ def status(words: list[str]) -> int:
     if found.json:
         print(json.dumps(devices, indent=2))
     elif found.qemu:
-        print(attach.MEMORY)
+        print(attach.memory("$SIZE"))
         for device in devices:
             path = _path(device)
             if path is None:

@@ -25,7 +25,10 @@ def qemu(kind: Literal["disk", "net"], name: str, path: str, queues: int, *, con
     )
 
 
-MEMORY = "-object memory-backend-memfd,id=mem,size=$SIZE,share=on -machine memory-backend=mem"
+def memory(size: str) -> str:
+    """Return QEMU's flags for guest memory of that size (QEMU's words: 2G) that a back-end can map."""
+    return f"-object memory-backend-memfd,id=mem,size={size},share=on -machine memory-backend=mem"
+
 
 LIBVIRT_MEMORY = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
 

@@ -100,6 +100,11 @@ def add_doors(parser: argparse.ArgumentParser) -> None:
     """Add the flags of one device's process that are no settings of the device."""
     parser.add_argument("--fd", type=int, metavar="N", help="inherited socket, listening or connected")
     parser.add_argument("--control", metavar="PATH", type=Path, help="control socket (default: beside the device's)")
+    parser.add_argument(
+        "--run",
+        metavar="COMMAND",
+        help="run this in a shell once the device is ready, and end with it; has $qemu_args, $qemu_memory, $socket",
+    )
     parser.add_argument("--print-capabilities", action="store_true", help="print what this program can do, as JSON")
     parser.add_argument("--debug", action="store_true", help="log every message")
 
@@ -109,8 +114,10 @@ def run(device: Disk | Net, found: argparse.Namespace, *, control: bool = True) 
     logs.set_up(logging.DEBUG if found.debug else logging.INFO)
     from vhostd.control.systemd import Notifier, activated
     from vhostd.daemon import Doors, run_device
-    from vhostd.devices.listen import absolute, adopt, make_runtime_dir, place_of
+    from vhostd.devices.listen import absolute, adopt, make_runtime_dir
 
+    if found.run is not None and found.fd is not None:
+        raise UsageError("--run: the command needs a path to connect to: leave --fd away")
     if found.fd is not None and (device.socket_path is not None or device.connect is not None):
         raise UsageError("--fd: the socket is there already: leave --socket-path and --connect away")
     fds = [fd for fds in activated().values() for fd in fds] if found.fd is None else [found.fd]
@@ -126,15 +133,38 @@ def run(device: Disk | Net, found: argparse.Namespace, *, control: bool = True) 
     if found.control is not None and by_path and _same(found.control, device.listen_path()):
         raise UsageError(f"--control: {found.control} is the device's own socket: operators need another")
     operators = found.control or (_control_path(device, by_path=by_path) if control else None)
-    if sys.stdout.isatty() and connection is None:
-        from vhostd.cli.attach import qemu
+    place = None if connection is not None else device.connect or _listens_at(device, adopted)
+    attach = None if place is None else _attach(device, absolute(str(place)))
+    if found.run is not None and attach is not None:
+        from vhostd.cli.alongside import MEMORY_SIZE, run_alongside
+        from vhostd.cli.attach import memory
 
-        place = device.connect or (place_of(adopted) if adopted is not None else device.listen_path())
-        if place is not None:
-            path, connects = absolute(str(place)), device.connect is not None
-            line = qemu(config.kind_of(device), device.name, path, device.queues, connects=connects)
-            print(f"# attach it to QEMU with {line}", flush=True)
+        words = {
+            "qemu_args": attach,
+            "qemu_memory": f"-m {MEMORY_SIZE} {memory(MEMORY_SIZE)}",
+            "socket": absolute(str(place)),
+        }
+
+        def serve(link: socket.socket, parent: int) -> int:
+            doors = Doors(adopted=adopted, control=operators, parent=parent, link=link)
+            return run_device(device, doors, Notifier())
+
+        return run_alongside(found.run, words, serve)
+    if sys.stdout.isatty() and attach is not None:
+        print(f"# attach it to QEMU with {attach}", flush=True)
     return run_device(device, Doors(adopted=adopted, connection=connection, control=operators), Notifier())
+
+
+def _listens_at(device: Disk | Net, adopted: socket.socket | None) -> Path | str | None:
+    from vhostd.devices.listen import place_of
+
+    return place_of(adopted) if adopted is not None else device.listen_path()
+
+
+def _attach(device: Disk | Net, path: str) -> str:
+    from vhostd.cli.attach import qemu
+
+    return qemu(config.kind_of(device), device.name, path, device.queues, connects=device.connect is not None)
 
 
 def _same(one: Path, other: Path) -> bool:
