@@ -20,6 +20,8 @@ cdef extern from * nogil:
     static inline void store_release_u16(volatile uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline void store_release_u32(volatile uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline void store_release_u64(volatile uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    static inline void or_relaxed_u64(volatile uint64_t *p, uint64_t v) { __atomic_fetch_or(p, v, __ATOMIC_RELAXED); }
+    static inline void and_relaxed_u64(volatile uint64_t *p, uint64_t v) { __atomic_fetch_and(p, v, __ATOMIC_RELAXED); }
     static inline void fence_full(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     static inline void fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
     static inline void cpu_relax(void) {
@@ -42,6 +44,9 @@ cdef extern from * nogil:
     void store_release_u16(uint16_t *p, uint16_t v)
     void store_release_u32(uint32_t *p, uint32_t v)
     void store_release_u64(uint64_t *p, uint64_t v)
+    # Set or clear bits in one step, whoever else does the same to others of the word.
+    void or_relaxed_u64(uint64_t *p, uint64_t v)
+    void and_relaxed_u64(uint64_t *p, uint64_t v)
     # A full fence orders an earlier store before a later load: the only order x86 does not give by itself.
     void fence_full()
     # Earlier loads and stores before later stores.

@@ -98,7 +98,8 @@ class Disk(Device, frozen=True, kw_only=True, forbid_unknown_fields=True, rename
     ] = None
     read_only: Annotated[bool, Meta(description="the guest may not write; the image is opened for reading")] = False
     aio: Annotated[
-        Literal["auto", "io_uring", "sync"], Meta(description="how requests reach the host (auto: io_uring if allowed)")
+        Literal["auto", "mapped", "io_uring", "sync"],
+        Meta(description="how requests reach the host (auto: by copies where the image can be mapped, else io_uring)"),
     ] = "auto"
     direct: Annotated[bool, Meta(description="pass by the host's page cache (O_DIRECT)")] = False
     format: Annotated[

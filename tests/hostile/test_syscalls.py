@@ -42,11 +42,23 @@ def counted(target, tmp_path, depth, **options):
     return calls, counters.ios, table
 
 
-@pytest.mark.parametrize(("depth", "limit"), [(1, 3.0), (32, 0.3)], ids=["depth-1", "depth-32"])
-def test_system_calls_per_read(own, tmp_path, depth, limit, capsys):
-    """From the page cache: at depth 1 a read, a call, and a wait at times; at depth 32 a batch shares them."""
-    target = own(queues=1)
-    calls, ios, table = counted(target, tmp_path, depth)
+@pytest.mark.parametrize(
+    ("aio", "writes", "depth", "limit"),
+    [
+        ("auto", 0, 1, 3.0),
+        ("auto", 0, 32, 0.3),
+        ("auto", 100, 1, 3.0),
+        ("auto", 100, 32, 0.3),
+        ("io_uring", 0, 1, 3.0),
+        ("io_uring", 0, 32, 0.3),
+        ("io_uring", 100, 1, 3.0),
+    ],
+)
+def test_system_calls_per_request(own, tmp_path, aio, writes, depth, limit, capsys):
+    """From the page cache: at depth 1 a call, and a transfer and a wait at times; at depth 32 a batch shares them."""
+    target = own(queues=1, options=("--aio", aio))
+    calls, ios, table = counted(target, tmp_path, depth, write_percent=writes)
     with capsys.disabled():
-        print(f"\ndepth {depth}: {calls} system calls for {ios} reads: {calls / ios:.3f} each")
+        what = "writes" if writes else "reads"
+        print(f"\n--aio {aio}, depth {depth}: {calls} system calls for {ios} {what}: {calls / ios:.3f} each")
     assert calls / ios <= limit, table

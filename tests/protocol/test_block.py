@@ -8,6 +8,7 @@ import pytest
 
 from tests.protocol.conftest import IMAGE_LEN, PATTERN_LEN, pattern, vhostd_only
 from vhostd.driver.blk import POISON, pack_segments
+from vhostd.driver.frontend import DEVICE_BITS, RING_FEATURES
 from vhostd.errors import RingError
 from vhostd.spec import blk, virtio
 from vhostd.spec.blk import Request, StatusByte
@@ -253,6 +254,18 @@ def test_a_segment_behind_the_end_is_an_error(driver, disk, type_, sector, count
     before = disk.digest()
     assert driver.request(type_, 0, pack_segments([(sector, count)])).status == StatusByte.IOERR
     driver.flush()
+    assert disk.digest() == before
+
+
+@vhostd_only("qsd carries out what was not negotiated")
+@pytest.mark.parametrize("type_", [Request.DISCARD, Request.WRITE_ZEROES], ids=lambda t: t.name)
+def test_what_was_not_negotiated_is_unsupported(disk, type_):
+    """B46; 2.2: a driver uses the features it has acknowledged; the rest is not there."""
+    before = disk.digest()
+    features = DEVICE_BITS & ~(blk.Feature.DISCARD | blk.Feature.WRITE_ZEROES) | RING_FEATURES
+    with disk.session(features=features) as session:
+        done = session.block().request(type_, 0, pack_segments([(0, 8)]))
+        assert done.status == StatusByte.UNSUPP
     assert disk.digest() == before
 
 

@@ -13,6 +13,8 @@ from vhostd.driver.session import open_session
 from vhostd.spec.blk import Request, StatusByte
 
 ENGINES = {
+    "mapped": ("--aio", "mapped"),
+    "mapped durable": ("--aio", "mapped", "--no-write-cache"),
     "io_uring": ("--aio", "io_uring"),
     "sync": ("--aio", "sync"),
     "io_uring direct": ("--aio", "io_uring", "--direct"),

@@ -406,6 +406,7 @@ def test_indices_wrap(size, features):
         ring.queue.push(head, i)
         ring.queue.flush()
         assert ring.used_idx == (65530 + i + 1) & 0xFFFF
+        assert ring.used((65530 + i) % size) == (head, i)
     assert ring.queue.base == (65530 + 20) & 0xFFFF
     ring.close()
 

@@ -43,6 +43,7 @@ class BlockBackend:
             serial=self.serial.encode("ascii"),
         )
         self.disk.capacity_sectors = image.size // blk.SECTOR_LEN
+        self._map()
         self.disk.write_through = True  # until a driver says that it will flush
         self.features = self._offer()
 
@@ -55,6 +56,24 @@ class BlockBackend:
         except BaseException:
             image.close()
             raise
+
+    def _map(self) -> None:
+        """Have requests copied from and to a mapping of the image, where it can be mapped and the operator lets us."""
+        options = self.options
+        if options.aio not in ("auto", "mapped") or (options.aio == "auto" and options.direct):
+            return
+        if options.direct:
+            raise ConfigError(
+                f"{options.image}: a mapping is the page cache, which --direct passes by: leave --direct away, or take "
+                "--aio io_uring"
+            )
+        if self.image.can_map:
+            self.disk.map_image(self.image.size, stores=True)
+        elif options.aio == "mapped":
+            raise ConfigError(
+                f"{options.image}: only files on ext4, XFS and tmpfs are mapped: take --aio auto, which does what can "
+                "be done there"
+            )
 
     def _offer(self) -> int:
         """Bit by bit: what is implemented and what this image can do (5.2.3)."""
@@ -170,6 +189,7 @@ class BlockBackend:
             "write_cache": self.write_cache,
             "write_through": self.disk.write_through,
             "direct": self.options.direct,
+            "mapped": self.disk.mapped,
             "flush_failed": self.disk.flush_failed,
         }
 
@@ -180,4 +200,5 @@ class BlockBackend:
 
     def close(self) -> None:
         """Close the image. What is not durable yet is the page cache's, as it was all the time: nothing is lost."""
+        self.disk.unmap()
         self.image.close()

@@ -1,5 +1,7 @@
 """One ring of a disk: kick, chains to requests, completions to status bytes."""
 
+import os
+
 from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EIO, EOPNOTSUPP, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
@@ -8,7 +10,8 @@ from libc.string cimport memcpy
 from posix.types cimport off_t
 
 from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64
-from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, engine_t
+from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, blk_map_t, engine_t
+from vhostd.backends.block.engine_mapped cimport map_image, mapped_finished, mapped_submit, unmap_image
 from vhostd.backends.block.engine_sync cimport sync_submit
 from vhostd.backends.block.engine_uring cimport uring_submit
 from vhostd.backends.block.request cimport (
@@ -29,11 +32,18 @@ from vhostd.uring.ring cimport uring_cancel
 from vhostd.workers.handler cimport READY_AGAIN, handler_t, op_t
 from vhostd.workers.loop cimport Loop
 
+from vhostd.errors import BackendError
+
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
 
 cdef extern from "<fcntl.h>" nogil:
     int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t len)
+
+cdef extern from "<sys/vfs.h>" nogil:
+    cdef struct c_statfs "statfs":
+        long f_type
+    int fstatfs(int fd, c_statfs *buf)
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t align, size_t size)
@@ -65,11 +75,12 @@ cdef enum:
     C_IOERR
     C_UNSUPP
     C_INLINE
+    C_MAPPED
     C_HOST_ERRORS
 
 COUNTER_NAMES = (
     "reads", "read_bytes", "writes", "write_bytes", "flushes", "discards", "write_zeroes", "ids", "errors",
-    "unsupported", "answered_inline", "host_errors",
+    "unsupported", "answered_inline", "copied", "host_errors",
 )
 MAX_SEGMENTS = SEGMENTS_MAX
 MAX_SEGMENT_SECTORS = SEGMENT_SECTORS_MAX
@@ -133,6 +144,8 @@ cdef int begin_segment(blk_req_t *r) noexcept nogil:
 
 cdef void succeed(blk_handler_t *b, blk_req_t *r) noexcept nogil:
     cdef counters_t *c = b.r.slots[0].q.counters
+    if b.engine.finished != NULL:
+        b.engine.finished(&b.engine, r)
     if r.kind == OP_READ:
         count(c, C_READS, 1)
         count(c, C_READ_BYTES, r.len)
@@ -218,6 +231,7 @@ cdef int step(blk_handler_t *b, blk_req_t *r, int64_t result) noexcept nogil:
 cdef void carry_out(blk_handler_t *b, blk_req_t *r, uint32_t pending) noexcept nogil:
     cdef int64_t result = 0
     cdef uint32_t steps = 0
+    cdef uint64_t copies = b.engine.copies
     while True:
         if r.kind == OP_WRITE and load_acquire_u32(b.r.slots[0].q.mem.faulted):
             # acquire: pairs with the guard's release. What lies there now may be zeroes that nobody wrote.
@@ -232,7 +246,7 @@ cdef void carry_out(blk_handler_t *b, blk_req_t *r, uint32_t pending) noexcept n
         b.engine.faulted = b.r.slots[0].q.mem.faulted
         if b.engine.submit(&b.engine, r, pending, &result) == ENGINE_LATER:
             return
-        count(b.r.slots[0].q.counters, C_INLINE, 1)
+        count(b.r.slots[0].q.counters, C_INLINE if b.engine.copies == copies else C_MAPPED, 1)
         if not step(b, r, result):
             return
 
@@ -363,6 +377,7 @@ cdef class Disk:
     """What the rings of one disk share. The control thread's methods; workers read the struct."""
 
     cdef disk_t c
+    cdef blk_map_t map
 
     def __init__(self, int fd, *, bint read_only, bint direct, uint32_t memory_align, bint zero_in_place, bytes serial):
         if len(serial) > 20:
@@ -373,6 +388,27 @@ cdef class Disk:
         self.c.memory_align = memory_align
         self.c.zero_in_place = zero_in_place
         memcpy(self.c.serial, <const char *>serial, len(serial))
+
+    def map_image(self, uint64_t length, *, bint stores):
+        """Have the rings copy from a mapping of the image, of `length` bytes, and into it where `stores` allows.
+
+        Before the first handler is made. Raises BackendError when the kernel does not map it.
+        """
+        cdef int result = map_image(&self.map, self.c.fd, length, not self.c.read_only, stores and not self.c.read_only)
+        if result < 0:
+            raise BackendError("the image cannot be mapped", OSError(-result, os.strerror(-result)))
+
+    @property
+    def mapped(self):
+        """Whether requests may be copied from a mapping; False again once the file was found shorter than that."""
+        return self.map.base != NULL and not load_relaxed_u32(&self.map.shrunk)
+
+    def unmap(self):
+        """Give the mapping back; a second time does nothing. No ring is started."""
+        unmap_image(&self.map)
+
+    def __dealloc__(self):
+        unmap_image(&self.map)
 
     @property
     def capacity_sectors(self):
@@ -412,7 +448,7 @@ cdef class Disk:
 
 
 cdef class BlockHandler(RingSet):
-    """Serves one ring of a disk. engine: through the worker's io_uring if it has one."""
+    """Serves one ring of a disk: by copying if the disk is mapped, then through the worker's io_uring if it has one."""
 
     cdef blk_handler_t *b
     cdef Disk disk
@@ -430,6 +466,12 @@ cdef class BlockHandler(RingSet):
         b.engine.disk = &disk.c
         b.engine.uring = loop.c.uring
         b.engine.submit = uring_submit if loop.c.uring != NULL else sync_submit
+        if disk.map.base != NULL:
+            b.engine.map = &disk.map
+            b.engine.below = b.engine.submit
+            b.engine.submit = mapped_submit
+            b.engine.finished = mapped_finished
+            b.engine.major_faults = -1
         if disk.c.direct and posix_memalign(&b.engine.bounce, 4096, BOUNCE_LEN) != 0:
             raise MemoryError
         b.stride = BLK_REQ_STRIDE(sizeof(blk_req_t))
@@ -458,3 +500,9 @@ cdef class BlockHandler(RingSet):
 def fallocate(int fd, int mode, off_t offset, off_t length):
     """Return 0, or the errno of fallocate(2), which os.posix_fallocate does not reach."""
     return 0 if c_fallocate(fd, mode, offset, length) == 0 else errno
+
+
+def file_system(int fd):
+    """Return the magic number of the file system that a file is on (statfs(2)); 0 when it cannot be told."""
+    cdef c_statfs fs
+    return fs.f_type if fstatfs(fd, &fs) == 0 else 0

@@ -11,7 +11,7 @@ import struct
 from base64 import b32encode
 from pathlib import Path
 
-from vhostd.backends.block.handler import fallocate
+from vhostd.backends.block.handler import fallocate, file_system
 from vhostd.backends.block.options import BlockOptions
 from vhostd.errors import BackendError, ConfigError
 from vhostd.fds import Fd
@@ -23,6 +23,10 @@ BLKPBSZGET = 0x127B
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 FALLOC_FL_ZERO_RANGE = 16
+
+# Where a file may be mapped: ext4 and its kin, XFS, tmpfs. Their pages come from this host's own disk or memory, and a
+# store into an allocated one needs no room that could be missing when it is too late to say so.
+MAPPABLE = frozenset({0xEF53, 0x58465342, 0x01021994})
 
 # What a file starts with (offset, bytes) whose guest would see the container instead of the disk in it.
 _MAGIC = (
@@ -70,6 +74,11 @@ class Image:
         except BaseException:
             self.fd.close()
             raise
+
+    @property
+    def can_map(self) -> bool:
+        """Whether a mapping serves as well as reads and writes do: a file, on a file system known for it."""
+        return not self.is_device and file_system(self.fd.number) in MAPPABLE
 
     def measure(self) -> int:
         """Return the size in bytes as it is now. ConfigError when it cannot be a disk's."""

@@ -19,7 +19,7 @@ class BlockOptions:
     serial: str | None = None
     read_only: bool = False
     queues: int = 0
-    aio: Literal["auto", "io_uring", "sync"] = "auto"
+    aio: Literal["auto", "mapped", "io_uring", "sync"] = "auto"
     direct: bool = False
     format: Literal["raw"] | None = None
     block_size: int = 512
