@@ -384,11 +384,11 @@ class Frontend(Stream):
     def start_ring(self, index: int, queue: Virtqueue, *, base: int | None = None) -> None:
         """Configure and start one ring: NUM, BASE, ADDR, KICK.
 
-        `base` None is what GET_VRING_BASE returned last, or else the used index: what the device does next.
+        `base` None is what GET_VRING_BASE returned last, or else what the ring says: what the device does next.
         """
         queue.watch_fd = self.fileno()
         self.set_num(index, queue.size)
-        self.set_base(index, self.bases.pop(index, queue.last_used) if base is None else base)
+        self.set_base(index, self.bases.pop(index, queue.base) if base is None else base)
         self.set_addr(index, queue)
         self.set_kick(index, queue.kick_fd)
 

@@ -1,4 +1,4 @@
-"""Where the three parts of a split ring lie (2.7, and 2.7.2 for legacy drivers)."""
+"""Where the three parts of a ring lie (2.7, and 2.7.2 for legacy drivers; 2.8.10.1 for packed rings)."""
 
 from dataclasses import dataclass
 
@@ -54,3 +54,16 @@ def modern_layout(size: int, *, event_idx: bool, align: int = virtio.DESC_ALIGN)
     avail = _up(virtio.desc_table_len(size), align)
     used = _up(avail + virtio.avail_ring_len(size, event_idx=event_idx), align)
     return RingLayout(size, 0, avail, used, used + _up(virtio.used_ring_len(size, event_idx=event_idx), align), align)
+
+
+def packed_layout(size: int) -> RingLayout:
+    """Return the descriptor ring and the two event suppression structures behind it, the driver's and the device's.
+
+    `avail` and `used` are the driver's and the device's area, which is what SET_VRING_ADDR calls them.
+    Raises LocalProtocolError for a size outside 1..32768.
+    Spec: 2.8.10.1.
+    """
+    _check_size(size)
+    driver = _up(virtio.desc_table_len(size), virtio.EVENT_ALIGN)
+    device = driver + virtio.EVENT_LEN
+    return RingLayout(size, 0, driver, device, device + virtio.EVENT_LEN, virtio.DESC_ALIGN)

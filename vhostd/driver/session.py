@@ -11,6 +11,7 @@ from vhostd.driver.frontend import DEVICE_BITS, PROTOCOL_FEATURES, RING_FEATURES
 from vhostd.driver.layout import legacy_layout
 from vhostd.driver.net import NetDriver
 from vhostd.driver.virtqueue import Virtqueue
+from vhostd.errors import LocalProtocolError
 from vhostd.spec.vhost_user import ProtocolFeature
 from vhostd.spec.virtio import Feature
 
@@ -52,7 +53,8 @@ def open_session(
     protocol_features: ProtocolFeature = PROTOCOL_FEATURES,
     indirect: bool = True,
     legacy: bool = False,
-    base: int = 0,
+    base: int | None = None,
+    packed: bool = False,
     arena: Arena | None = None,
     memory_len: int = 32 << 20,
     timeout: float = 5.0,
@@ -61,13 +63,17 @@ def open_session(
     """Connect to a back-end and start `queues` rings of `size` entries; stop and close at the end.
 
     `features` bounds what is acknowledged; EVENT_IDX and indirect chains are used where they were. `legacy` is a
-    driver before 1.0: no VERSION_1, contiguous rings. `base` is where both indexes begin. `arena` (the caller's, left
-    open) or `memory_len` bytes of memory. `timeout` in seconds, for each message and request.
+    driver before 1.0: no VERSION_1, contiguous rings. `packed` are packed rings. `base` is where both sides of a ring
+    begin. `arena` (the caller's, left open) or `memory_len` bytes of memory. `timeout` in seconds, for each message and
+    request. Raises LocalProtocolError for packed rings where RING_PACKED is not offered.
     """
     with contextlib.ExitStack() as stack:
         memory = arena if arena is not None else stack.enter_context(Arena.of(memory_len))
         frontend = stack.enter_context(Frontend.connect(path, timeout=timeout))
-        agreed = frontend.negotiate(features & ~Feature.VERSION_1 if legacy else features, protocol_features)
+        wanted = features & ~Feature.VERSION_1 if legacy else features
+        agreed = frontend.negotiate(wanted | (Feature.RING_PACKED if packed else 0), protocol_features)
+        if packed and not agreed & Feature.RING_PACKED:
+            raise LocalProtocolError("the back-end does not offer RING_PACKED (virtio 2.8)")
         rings: list[Virtqueue] = []
         for _ in range(queues):
             ring = Virtqueue(
@@ -77,6 +83,7 @@ def open_session(
                 indirect=indirect and bool(agreed & Feature.INDIRECT_DESC),
                 layout=legacy_layout(size) if legacy else None,
                 base=base,
+                packed=packed,
             )
             rings.append(ring)
             stack.callback(ring.close)

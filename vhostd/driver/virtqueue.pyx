@@ -1,4 +1,4 @@
-"""The driver's half of the split virtqueue (2.7), written from the specification.
+"""The driver's half of a virtqueue, written from the specification: split (2.7) here, packed (2.8) in packed.pyx.
 
 Ordering, each named where it happens: an idx is stored after what it announces (2.7.13.3); idx is stored before the
 device's wish for kicks is read (2.7.13.4); the wish for calls is stored before used.idx is read again (2.7.14).
@@ -24,18 +24,29 @@ from vhostd.atomics cimport (
     store_relaxed_u16,
     store_release_u16,
 )
+from vhostd.driver.packed cimport (
+    packed_arm,
+    packed_disarm,
+    packed_has_used,
+    packed_offer,
+    packed_pop,
+    packed_publish,
+    packed_reset,
+)
 from vhostd.spec.layout cimport (
     AVAIL_F_NO_INTERRUPT,
     DESC_F_INDIRECT,
     DESC_F_NEXT,
     DESC_F_WRITE,
     USED_F_NO_NOTIFY,
+    packed_desc_t,
+    packed_event_t,
     vring_avail_t,
     vring_desc_t,
     vring_used_t,
 )
 
-from vhostd.driver.layout import modern_layout
+from vhostd.driver.layout import modern_layout, packed_layout
 from vhostd.errors import DeviceError, DeviceGone, DeviceTimeout, LocalProtocolError, RingError
 from vhostd.fds import Fd
 from vhostd.spec import virtio
@@ -51,6 +62,7 @@ cdef extern from "poll.h" nogil:
 
 Used = collections.namedtuple("Used", "head length token")
 Desc = collections.namedtuple("Desc", "addr length flags next")
+Packed = collections.namedtuple("Packed", "addr length id flags")
 
 cdef uint32_t NONE = 0xFFFFFFFF
 cdef dict FAULTS = {
@@ -84,12 +96,17 @@ cdef void ring_give(ring_t *ring, uint32_t head) noexcept nogil:
 
 
 cdef void ring_offer(ring_t *ring, uint16_t head) noexcept nogil:
+    if ring.packed != NULL:
+        packed_offer(ring, head)
+        return
     store_relaxed_u16(&(&ring.avail.ring[0])[ring.next_avail % ring.size], head)
     ring.next_avail += 1
     ring.in_flight += 1
 
 
 cdef bint ring_publish(ring_t *ring) noexcept nogil:
+    if ring.packed != NULL:
+        return packed_publish(ring)
     cdef uint16_t old = ring.published
     cdef uint16_t new = ring.next_avail
     cdef bint wanted
@@ -115,7 +132,15 @@ cdef int ring_fail(ring_t *ring, int code) noexcept nogil:
     return code
 
 
+cdef bint ring_has_used(const ring_t *ring) noexcept nogil:
+    if ring.packed != NULL:
+        return packed_has_used(ring)
+    return load_acquire_u16(&ring.used.idx) != ring.last_used
+
+
 cdef int ring_pop(ring_t *ring, uint32_t *head, uint32_t *length) noexcept nogil:
+    if ring.packed != NULL:
+        return packed_pop(ring, head, length)
     if ring.broken:
         return RING_E_BROKEN
     # acquire: used.idx before the elements and buffers it announces (2.7.14).
@@ -139,6 +164,8 @@ cdef int ring_pop(ring_t *ring, uint32_t *head, uint32_t *length) noexcept nogil
 
 
 cdef bint ring_arm(ring_t *ring) noexcept nogil:
+    if ring.packed != NULL:
+        return packed_arm(ring)
     if ring.event_idx:
         store_relaxed_u16(ring.used_event, ring.last_used)  # 2.7.7.2: a call once idx passes this
     else:
@@ -149,6 +176,9 @@ cdef bint ring_arm(ring_t *ring) noexcept nogil:
 
 
 cdef void ring_disarm(ring_t *ring) noexcept nogil:
+    if ring.packed != NULL:
+        packed_disarm(ring)
+        return
     if ring.event_idx:
         store_relaxed_u16(ring.used_event, <uint16_t>(ring.last_used - 1))  # 2.7.7.1: flags stays 0
     else:
@@ -157,11 +187,13 @@ cdef void ring_disarm(ring_t *ring) noexcept nogil:
 
 @cython.final
 cdef class Virtqueue:
-    """A split ring in an arena, with its three eventfds.
+    """A ring in an arena, split or `packed`, with its three eventfds.
 
-    `size` entries, 1..32768. The parts lie where `layout` says (`modern_layout` when None), or at the guest addresses
-    in `parts` (descriptors, avail, used), which the caller has allocated. `base` is the value both idx fields start
-    from. With `indirect` chains of two or more buffers go into a table of their own (2.7.5.3).
+    `size` entries, 1..32768. The parts lie where `layout` says (`modern_layout` or `packed_layout` when None), or at
+    the guest addresses in `parts` (descriptors, avail, used; of a packed ring descriptors, driver's and device's event
+    suppression), which the caller has allocated. `base` is where both sides start: of a split ring the value of both
+    idx fields, of a packed one as SET_VRING_BASE has it, both halves alike. With `indirect` chains of two or more
+    buffers go into a table of their own (2.7.5.3, 2.8.7).
     Raises LocalProtocolError when the arena has no room, or a part is not inside one region.
     """
 
@@ -169,7 +201,8 @@ cdef class Virtqueue:
         memset(&self.ring, 0, sizeof(self.ring))
         self.watch_fd = -1
 
-    def __init__(self, arena, size, *, event_idx=False, indirect=False, layout=None, parts=None, base=0):
+    def __init__(self, arena, size, *, event_idx=False, indirect=False, layout=None, parts=None, base=None,
+                 packed=False):
         if not 1 <= size <= virtio.QUEUE_SIZE_MAX:
             raise LocalProtocolError(f"ring: {size} entries are not 1..{virtio.QUEUE_SIZE_MAX} (2.7)")
         if self.ring.link != NULL:
@@ -179,8 +212,9 @@ cdef class Virtqueue:
         self._tokens = {}
         self._tables = {}
         self._allocation = None
+        self.packed = packed
         if parts is None:
-            plan = layout or modern_layout(size, event_idx=event_idx)
+            plan = layout or (packed_layout(size) if packed else modern_layout(size, event_idx=event_idx))
             if plan.size != size:
                 raise LocalProtocolError(f"ring: a layout for {plan.size} entries does not fit {size}")
             at = arena.alloc(plan.length, plan.align)
@@ -188,16 +222,26 @@ cdef class Virtqueue:
             parts = (at + plan.desc, at + plan.avail, at + plan.used)
         self.desc_gpa, self.avail_gpa, self.used_gpa = parts
         self._desc_view = arena.view(self.desc_gpa, virtio.desc_table_len(size))
-        self._avail_view = arena.view(self.avail_gpa, virtio.avail_ring_len(size, event_idx=event_idx))
-        self._used_view = arena.view(self.used_gpa, virtio.used_ring_len(size, event_idx=event_idx))
         cdef ring_t *ring = &self.ring
         ring.size = size
         ring.event_idx = event_idx
-        ring.desc = <vring_desc_t *>&self._desc_view[0]
-        ring.avail = <vring_avail_t *>&self._avail_view[0]
-        ring.used = <vring_used_t *>&self._used_view[0]
-        ring.used_event = &(&ring.avail.ring[0])[size]
-        ring.avail_event = <uint16_t *>&(&ring.used.ring[0])[size]
+        if packed:
+            self._avail_view = arena.view(self.avail_gpa, virtio.EVENT_LEN)
+            self._used_view = arena.view(self.used_gpa, virtio.EVENT_LEN)
+            ring.packed = <packed_desc_t *>&self._desc_view[0]
+            ring.driver_event = <packed_event_t *>&self._avail_view[0]
+            ring.device_event = <packed_event_t *>&self._used_view[0]
+            ring.book = ring.desc = <vring_desc_t *>calloc(size, sizeof(vring_desc_t))
+            if ring.book == NULL:
+                raise MemoryError
+        else:
+            self._avail_view = arena.view(self.avail_gpa, virtio.avail_ring_len(size, event_idx=event_idx))
+            self._used_view = arena.view(self.used_gpa, virtio.used_ring_len(size, event_idx=event_idx))
+            ring.desc = <vring_desc_t *>&self._desc_view[0]
+            ring.avail = <vring_avail_t *>&self._avail_view[0]
+            ring.used = <vring_used_t *>&self._used_view[0]
+            ring.used_event = &(&ring.avail.ring[0])[size]
+            ring.avail_event = <uint16_t *>&(&ring.used.ring[0])[size]
         ring.link = <uint32_t *>calloc(size, sizeof(uint32_t))
         ring.tail = <uint32_t *>calloc(size, sizeof(uint32_t))
         ring.count = <uint32_t *>calloc(size, sizeof(uint32_t))
@@ -210,6 +254,7 @@ cdef class Virtqueue:
         self.reset(base)
 
     def __dealloc__(self):
+        free(self.ring.book)
         free(self.ring.link)
         free(self.ring.tail)
         free(self.ring.count)
@@ -232,18 +277,30 @@ cdef class Virtqueue:
         desc.flags = flags
         desc.next = next_
 
-    def reset(self, base=0):
-        """Zero the ring's memory, forget every chain, and start both idx at `base` (0..65535).
+    def reset(self, base=None):
+        """Zero the ring's memory, forget every chain, and start both sides at `base`, as the constructor has it.
 
         Only while the back-end has stopped the ring: this is a driver's reset, or a ring that begins anywhere.
         """
         self._check()
         cdef ring_t *ring = &self.ring
         cdef uint32_t i
-        cdef uint16_t start = base
-        memset(ring.desc, 0, self._desc_view.shape[0])
-        memset(ring.avail, 0, self._avail_view.shape[0])
-        memset(ring.used, 0, self._used_view.shape[0])
+        cdef uint16_t start = 0
+        if ring.packed != NULL:
+            base = virtio.PACKED_BASE if base is None else base
+            if base >> 16 != base & 0xFFFF or base & 0x7FFF >= ring.size:
+                raise LocalProtocolError(f"ring: {base:#x} is no place where both sides of {ring.size} entries start")
+            packed_reset(ring, (base & 0x7FFF) + (0 if base & 0x8000 else ring.size))
+            memset(ring.device_event, 0, sizeof(packed_event_t))
+        else:
+            start = 0 if base is None else base
+            memset(ring.desc, 0, self._desc_view.shape[0])
+            memset(ring.avail, 0, self._avail_view.shape[0])
+            memset(ring.used, 0, self._used_view.shape[0])
+            ring.avail.idx = ring.used.idx = start
+            if ring.event_idx:
+                ring.used_event[0] = start
+                ring.avail_event[0] = start
         for i in range(ring.size):
             ring.link[i] = i + 1 if i + 1 < ring.size else NONE
             ring.count[i] = 0
@@ -252,10 +309,6 @@ cdef class Virtqueue:
         ring.in_flight = 0
         ring.broken = 0
         ring.next_avail = ring.published = ring.last_used = start
-        ring.avail.idx = ring.used.idx = start
-        if ring.event_idx:
-            ring.used_event[0] = start
-            ring.avail_event[0] = start
         self._tokens.clear()
         for table in self._tables.values():
             self.arena.free(table)
@@ -274,6 +327,8 @@ cdef class Virtqueue:
         self.ring.desc = NULL
         self.ring.avail = NULL
         self.ring.used = NULL
+        self.ring.driver_event = NULL
+        self.ring.device_event = NULL
         self._desc_view = self._avail_view = self._used_view = None
         if not self.arena.closed:
             for table in self._tables.values():
@@ -335,6 +390,14 @@ cdef class Virtqueue:
         return self.ring.last_used
 
     @property
+    def base(self):
+        """Where the device goes on when everything that was used has been taken: the value for SET_VRING_BASE."""
+        if not self.packed:
+            return self.ring.last_used
+        half = self.ring.used_place % self.ring.size | (0x8000 if self.ring.used_place < self.ring.size else 0)
+        return half | half << 16
+
+    @property
     def uvas(self):
         """Front-end addresses of descriptors, avail and used ring, for SET_VRING_ADDR."""
         return tuple(self.arena.uva(gpa) for gpa in (self.desc_gpa, self.avail_gpa, self.used_gpa))
@@ -369,10 +432,7 @@ cdef class Virtqueue:
             except LocalProtocolError:
                 ring_give(&self.ring, <uint32_t>head)
                 raise
-            self.arena.write(table, b"".join(
-                struct.pack("<QIHH", gpa, length, flags | (DESC_F_NEXT if i + 1 < count else 0), (i + 1) % count)
-                for i, (gpa, length, flags) in enumerate(buffers)
-            ))
+            self.arena.write(table, self._table_of(buffers))
             self._tables[head] = table
             self._write_desc(at, table, virtio.desc_table_len(count), DESC_F_INDIRECT, 0)
         else:
@@ -385,6 +445,16 @@ cdef class Virtqueue:
         self._tokens[head] = token
         ring_offer(&self.ring, <uint16_t>head)
         return head
+
+    def _table_of(self, buffers):
+        """Return the bytes of an indirect table. One of a packed ring is read in order and has no NEXT (2.8.7)."""
+        if self.packed:
+            return b"".join(struct.pack("<QIHH", gpa, length, 0, flags) for gpa, length, flags in buffers)
+        count = len(buffers)
+        return b"".join(
+            struct.pack("<QIHH", gpa, length, flags | (DESC_F_NEXT if i + 1 < count else 0), (i + 1) % count)
+            for i, (gpa, length, flags) in enumerate(buffers)
+        )
 
     def publish(self):
         """Let the device see what was added; return whether it wants a kick. Sends none."""
@@ -454,10 +524,10 @@ cdef class Virtqueue:
         while time.monotonic() < deadline:
             with nogil:
                 for _i in range(1000):
-                    if load_acquire_u16(&self.ring.used.idx) != self.ring.last_used:
+                    if ring_has_used(&self.ring):
                         break
                     cpu_relax()
-            if load_relaxed_u16(&self.ring.used.idx) != self.ring.last_used:
+            if ring_has_used(&self.ring):
                 return
         raise DeviceTimeout(f"{self.ring.in_flight} chains were not returned in time")
 
@@ -492,18 +562,75 @@ cdef class Virtqueue:
         """Read the error eventfd: how many signals there were since, 0 for none."""
         return _take(self.err_fd)
 
+    cdef int _check_split(self) except -1:
+        self._check()
+        if self.packed:
+            raise LocalProtocolError("ring: a packed ring has no such field (2.8): see raw_packed and read_packed")
+        return 0
+
+    cdef int _check_packed(self) except -1:
+        self._check()
+        if not self.packed:
+            raise LocalProtocolError("ring: a split ring has no such field (2.7)")
+        return 0
+
     # Raw access, for input no driver makes. Nothing is checked and nothing is booked.
+
+    def raw_packed(self, slot, addr, length, id=0, flags=0):
+        """Write a descriptor of a packed ring as given, AVAIL and USED bits included, its flags last."""
+        self._check_packed()
+        if not 0 <= slot < self.ring.size:
+            raise IndexError(slot)
+        cdef packed_desc_t *desc = &self.ring.packed[<uint32_t>slot]
+        desc.addr = addr
+        desc.len = length
+        desc.id = id
+        store_release_u16(&desc.flags, flags)
+
+    def read_packed(self, slot):
+        """Return a descriptor of a packed ring as it stands: a Packed of address, length, id and flags."""
+        self._check_packed()
+        if not 0 <= slot < self.ring.size:
+            raise IndexError(slot)
+        cdef packed_desc_t *desc = &self.ring.packed[<uint32_t>slot]
+        cdef uint16_t flags = load_acquire_u16(&desc.flags)
+        return Packed(desc.addr, desc.len, desc.id, flags)
+
+    @property
+    def avail_place(self):
+        """The slot of a packed ring that is filled next, and the wrap counter there: (slot, 0 or 1)."""
+        self._check_packed()
+        return self.ring.avail_place % self.ring.size, int(self.ring.avail_place < self.ring.size)
+
+    @property
+    def device_event(self):
+        """The device's event suppression structure: (off_wrap, flags) (2.8.14)."""
+        self._check_packed()
+        cdef uint16_t flags = load_acquire_u16(&self.ring.device_event.flags)
+        return load_relaxed_u16(&self.ring.device_event.off_wrap), flags
+
+    @property
+    def driver_event(self):
+        """Our own event suppression structure: (off_wrap, flags) (2.8.14)."""
+        self._check_packed()
+        return self.ring.driver_event.off_wrap, self.ring.driver_event.flags
+
+    @driver_event.setter
+    def driver_event(self, value):
+        self._check_packed()
+        store_relaxed_u16(&self.ring.driver_event.off_wrap, value[0])
+        store_release_u16(&self.ring.driver_event.flags, value[1])
 
     def raw_desc(self, index, addr, length, flags=0, next=0):
         """Write a descriptor as given."""
-        self._check()
+        self._check_split()
         if not 0 <= index < self.ring.size:
             raise IndexError(index)
         self._write_desc(index, addr, length, flags, next)
 
     def read_desc(self, index):
         """Return a descriptor as it stands in the table."""
-        self._check()
+        self._check_split()
         if not 0 <= index < self.ring.size:
             raise IndexError(index)
         cdef vring_desc_t *desc = &self.ring.desc[index]
@@ -511,13 +638,13 @@ cdef class Virtqueue:
 
     def raw_push(self, head):
         """Put any 16-bit value into the next avail slot, outside our book; publish it with `publish` or `kick`."""
-        self._check()
+        self._check_split()
         store_relaxed_u16(&(&self.ring.avail.ring[0])[self.ring.next_avail % self.ring.size], head)
         self.ring.next_avail += 1
 
     def raw_pop(self):
         """Return the next used element as (id, length), unchecked, or None. Not to be mixed with `add` in flight."""
-        self._check()
+        self._check_split()
         if load_acquire_u16(&self.ring.used.idx) == self.ring.last_used:
             return None
         cdef uint32_t slot = self.ring.last_used % self.ring.size
@@ -537,24 +664,24 @@ cdef class Virtqueue:
     @property
     def avail_idx(self):
         """avail.idx as it stands in memory."""
-        self._check()
+        self._check_split()
         return load_relaxed_u16(&self.ring.avail.idx)
 
     @avail_idx.setter
     def avail_idx(self, value):
-        self._check()
+        self._check_split()
         self.ring.next_avail = self.ring.published = value
         store_release_u16(&self.ring.avail.idx, value)
 
     @property
     def avail_flags(self):
         """avail.flags as it stands in memory."""
-        self._check()
+        self._check_split()
         return load_relaxed_u16(&self.ring.avail.flags)
 
     @avail_flags.setter
     def avail_flags(self, value):
-        self._check()
+        self._check_split()
         store_relaxed_u16(&self.ring.avail.flags, value)
 
     @property
@@ -577,17 +704,17 @@ cdef class Virtqueue:
     @property
     def used_idx(self):
         """used.idx as the device wrote it."""
-        self._check()
+        self._check_split()
         return load_acquire_u16(&self.ring.used.idx)
 
     @property
     def used_flags(self):
         """used.flags as the device wrote it."""
-        self._check()
+        self._check_split()
         return load_relaxed_u16(&self.ring.used.flags)
 
     def _check_event_idx(self):
-        self._check()
+        self._check_split()
         if not self.ring.event_idx:
             raise LocalProtocolError("ring: without EVENT_IDX there are no event fields (2.7.6)")
 

@@ -40,6 +40,24 @@ cdef packed struct vring_used_t:  # 2.7.8; avail_event follows ring[size]
     uint16_t idx
     vring_used_elem_t ring[1]
 
+# 2.8.1, 2.8.9
+cdef enum:
+    PACKED_F_AVAIL = 1 << 7
+    PACKED_F_USED = 1 << 15
+    EVENT_ENABLE = 0
+    EVENT_DISABLE = 1
+    EVENT_DESC = 2  # only with EVENT_IDX
+
+cdef packed struct packed_desc_t:  # 2.8.13
+    uint64_t addr
+    uint32_t len
+    uint16_t id
+    uint16_t flags
+
+cdef packed struct packed_event_t:  # 2.8.14
+    uint16_t off_wrap  # offset in the ring, and the wrap counter in bit 15
+    uint16_t flags
+
 # 5.2.6
 cdef enum:
     BLK_T_IN = 0

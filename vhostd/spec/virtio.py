@@ -1,4 +1,4 @@
-"""Virtio: status bits, ring and transport features, limits of the split ring."""
+"""Virtio: status bits, ring and transport features, limits of the rings."""
 
 import enum
 
@@ -47,6 +47,9 @@ DESC_LEN = 16  # 2.7.5
 DESC_ALIGN = 16  # 2.7
 AVAIL_ALIGN = 2  # 2.7
 USED_ALIGN = 4  # 2.7
+EVENT_LEN = 4  # 2.8.14: of each event suppression structure of a packed ring
+EVENT_ALIGN = 4  # 2.8.10.1
+PACKED_BASE = 0x80008000  # vhost-user, "A vring descriptor index for packed virtqueues": both sides at 0, counters at 1
 
 
 def desc_table_len(size: int) -> int:

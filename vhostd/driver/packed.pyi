@@ -1,0 +1,1 @@
+"""The packed ring, driver side; virtqueue.Virtqueue drives it from Python."""
