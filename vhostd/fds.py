@@ -8,12 +8,14 @@ And to close one can take long: a socket that lingers, a file on FUSE whose serv
 sent and nobody has looked into is closed by a thread of its own.
 """
 
+import array
 import contextlib
 import os
 import queue
+import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -114,3 +116,26 @@ def close_all(fds: Iterable[Fd]) -> None:
     """Close each that is not yet closed or given away."""
     for fd in fds:
         fd.close()
+
+
+def receive(
+    connection: socket.socket, length: int, room: int, *, flags: int = 0, foreign: bool = False
+) -> tuple[bytes, tuple[Fd, ...], bool]:
+    """Return at most `length` bytes, the descriptors that came with them, and whether some of these were lost.
+
+    room: how many descriptors there is room for. What is more is lost, and so is what this process may not have open.
+    Raises OSError as recvmsg does.
+    """
+    # socket.recv_fds drops its flags, and would leave the descriptors inheritable: so recvmsg.
+    numbers = array.array("i")
+    space = socket.CMSG_SPACE(room * numbers.itemsize)
+    data, ancillary, said, _ = connection.recvmsg(length, space, flags | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+    return data, own_all(numbers, foreign=foreign), bool(said & socket.MSG_CTRUNC)
+
+
+def rights(numbers: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """Return the ancillary data of sendmsg that passes these descriptors; none for none."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers).tobytes())] if numbers else []

@@ -1,20 +1,18 @@
 """The socket: bytes and fds, nothing decoded."""
 
-import array
 import asyncio
 import select
 import socket
 import struct
 
 from vhostd.errors import RemoteProtocolError
-from vhostd.fds import Fd, close_all, own_all
+from vhostd.fds import Fd, close_all, receive, rights
 from vhostd.protocol.framing import Frame, Framer
 
 MESSAGE_S = 5.0  # from a message's first byte to its last
 REPLY_S = 5.0  # for a reply to be taken
 FDS_ROOM = 64  # more than any message may carry, so that what is too much is received, and closed
 TURN = 16  # messages read without a wait before everybody else on the event loop has a turn
-_CONTROL_LEN = socket.CMSG_SPACE(FDS_ROOM * array.array("i").itemsize)
 
 
 def _set(future: "asyncio.Future[None]") -> None:
@@ -72,14 +70,8 @@ class Channel:
                 return frame
 
     def _read(self, wanted: int) -> tuple[bytes, tuple[Fd, ...]]:
-        # socket.recv_fds drops its flags, and would leave the descriptors inheritable: so recvmsg.
-        data, ancillary, flags, _ = self._socket.recvmsg(wanted, _CONTROL_LEN, socket.MSG_CMSG_CLOEXEC)
-        numbers = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-        fds = own_all(numbers, foreign=True)
-        if flags & socket.MSG_CTRUNC:
+        data, fds, lost = receive(self._socket, wanted, FDS_ROOM, foreign=True)
+        if lost:
             close_all(fds)
             raise RemoteProtocolError('more fds than any message has (vhost-user, "Communication")', fatal=True)
         return data, fds
@@ -99,7 +91,7 @@ class Channel:
     async def send(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         """Send a reply. Raises RemoteProtocolError (fatal) when the front-end has gone or does not take it."""
         deadline = self._loop.time() + REPLY_S
-        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        control = rights(fds)
         while data:
             try:
                 sent = self._socket.sendmsg([data], control, socket.MSG_NOSIGNAL)

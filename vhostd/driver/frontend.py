@@ -7,7 +7,6 @@ Order and content follow what QEMU sends, so that what works here works there. H
 import contextlib
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -16,7 +15,7 @@ from typing import Self, TypeVar
 from vhostd.driver.arena import Arena, Region
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceError, DeviceGone, DeviceTimeout, LocalProtocolError, Refused, RemoteProtocolError
-from vhostd.fds import Fd, own_all
+from vhostd.fds import Fd, receive, rights
 from vhostd.protocol.framing import Frame, Framer
 from vhostd.protocol.messages import (
     U64,
@@ -82,10 +81,9 @@ class Stream:
 
         Raises DeviceGone when the other end has closed, DeviceTimeout when it does not read.
         """
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
         self._socket.settimeout(self.timeout)
         try:
-            sent = self._socket.sendmsg([data], ancillary)
+            sent = self._socket.sendmsg([data], rights(fds))
             if sent < len(data):
                 self._socket.sendall(data[sent:])
         except TimeoutError:
@@ -104,7 +102,7 @@ class Stream:
             left = deadline - time.monotonic()
             self._socket.settimeout(max(left, 0.0001))
             try:
-                data, fds = _recv(self._socket, self._framer.wanted)
+                data, fds, _ = receive(self._socket, self._framer.wanted, 2 * FDS_MAX)
             except TimeoutError:
                 raise DeviceTimeout("the back-end sent nothing in time") from None
             except OSError as error:
@@ -479,16 +477,6 @@ class Frontend(Stream):
 
 def _message(region: Region) -> MemRegion:
     return MemRegion(region.gpa, region.length, region.front_uva, region.mmap_offset)
-
-
-def _recv(connection: socket.socket, length: int) -> tuple[bytes, tuple[Fd, ...]]:
-    space = socket.CMSG_SPACE(4 * FDS_MAX * 2)
-    data, ancillary, _, _ = connection.recvmsg(length, space, socket.MSG_CMSG_CLOEXEC)
-    numbers: list[int] = []
-    for level, kind, body in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            numbers += struct.unpack(f"{len(body) // 4}i", body[: len(body) // 4 * 4])
-    return data, own_all(numbers)
 
 
 @contextlib.contextmanager
