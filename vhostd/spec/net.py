@@ -39,6 +39,13 @@ class Feature(enum.IntFlag):
     SPEED_DUPLEX = 1 << 63
 
 
+class Status(enum.IntFlag):
+    """The status field of the configuration space (5.1.4)."""
+
+    LINK_UP = 1
+    ANNOUNCE = 2
+
+
 class HeaderFlag(enum.IntFlag):
     """virtio_net_hdr.flags (5.1.6)."""
 

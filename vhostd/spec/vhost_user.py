@@ -148,3 +148,41 @@ class TransferDirection(enum.IntEnum):
 
     SAVE = 0
     LOAD = 1
+
+
+class TransferPhase(enum.IntEnum):
+    """In which phase of a migration ("Device state transfer parameters")."""
+
+    STOPPED = 0
+
+
+class IotlbAccess(enum.IntFlag):
+    """What may be done with the memory ("An IOTLB message", permissions flags)."""
+
+    READ = 1 << 0
+    WRITE = 1 << 1
+
+
+class VringAddrFlag(enum.IntFlag):
+    """Flags of a vring address description, as masks: VHOST_VRING_F_LOG ("Migration")."""
+
+    LOG = VRING_ADDR_LOG
+
+
+class VringAreaFlag(enum.IntFlag):
+    """What stands above the index of a vring area description, as masks."""
+
+    NO_FD = VRING_NO_FD
+
+
+class ShmemFlag(enum.IntFlag):
+    """Flags of SHMEM_MAP, as masks ("Back-end message types")."""
+
+    MAP_RW = 1 << 0
+
+
+class HeaderFlag(enum.IntFlag):
+    """Flags of a header above its version, as masks ("Header")."""
+
+    REPLY = FLAG_REPLY
+    NEED_REPLY = FLAG_NEED_REPLY
