@@ -45,6 +45,7 @@ cdef class Virtqueue:
     cdef unsigned char[::1] _avail_view
     cdef unsigned char[::1] _used_view
     cdef bint _open
+    cdef bint _own_call
     cdef int _check(self) except -1
     cdef int _check_split(self) except -1
     cdef int _check_packed(self) except -1

@@ -192,7 +192,8 @@ cdef class Virtqueue:
     `size` entries, 1..32768. The parts lie where `layout` says (`modern_layout` or `packed_layout` when None), or at
     the guest addresses in `parts` (descriptors, avail, used; of a packed ring descriptors, driver's and device's event
     suppression), which the caller has allocated. `base` is where both sides start: of a split ring the value of both
-    idx fields, of a packed one as SET_VRING_BASE has it, both halves alike. With `indirect` chains of two or more
+    idx fields, of a packed one as SET_VRING_BASE has it, both halves alike. `call_fd` is an Fd that several rings share
+    and somebody else closes; each has its own when None. With `indirect` chains of two or more
     buffers go into a table of their own (2.7.5.3, 2.8.7).
     Raises LocalProtocolError when the arena has no room, or a part is not inside one region.
     """
@@ -202,7 +203,7 @@ cdef class Virtqueue:
         self.watch_fd = -1
 
     def __init__(self, arena, size, *, event_idx=False, indirect=False, layout=None, parts=None, base=None,
-                 packed=False):
+                 packed=False, call_fd=None):
         if not 1 <= size <= virtio.QUEUE_SIZE_MAX:
             raise LocalProtocolError(f"ring: {size} entries are not 1..{virtio.QUEUE_SIZE_MAX} (2.7)")
         if self.ring.link != NULL:
@@ -249,7 +250,9 @@ cdef class Virtqueue:
         if ring.link == NULL or ring.tail == NULL or ring.count == NULL or ring.writable_len == NULL:
             raise MemoryError
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self.kick_fd, self.call_fd, self.err_fd = (Fd(os.eventfd(0, flags)) for _ in range(3))
+        self.kick_fd, self.err_fd = (Fd(os.eventfd(0, flags)) for _ in range(2))
+        self._own_call = call_fd is None
+        self.call_fd = Fd(os.eventfd(0, flags)) if call_fd is None else call_fd
         self._open = True
         self.reset(base)
 
@@ -322,7 +325,7 @@ cdef class Virtqueue:
         if not self._open:
             return
         self._open = False
-        for fd in (self.kick_fd, self.call_fd, self.err_fd):
+        for fd in (self.kick_fd, self.err_fd, *([self.call_fd] if self._own_call else [])):
             fd.close()
         self.ring.desc = NULL
         self.ring.avail = NULL
@@ -402,11 +405,12 @@ cdef class Virtqueue:
         """Front-end addresses of descriptors, avail and used ring, for SET_VRING_ADDR."""
         return tuple(self.arena.uva(gpa) for gpa in (self.desc_gpa, self.avail_gpa, self.used_gpa))
 
-    def add(self, readable, writable, *, token=None, indirect=None):
+    def add(self, readable, writable, *, token=None, indirect=None, table=None):
         """Put a chain into the next avail slot and return its head; the device sees it after `publish`.
 
         Both are sequences of (gpa, length in bytes), readable ones first in the chain (2.7.4.2). `indirect` overrides
-        the ring's way for this chain. `token` comes back with the used element.
+        the ring's way for this chain; `table` is the guest address of memory of the caller's for its indirect table,
+        which else is allocated until the chain comes back. `token` comes back with the used element.
         Raises LocalProtocolError for an empty chain or one that does not fit, DeviceError on a broken ring.
         """
         self._check()
@@ -427,13 +431,14 @@ cdef class Virtqueue:
         cdef uint32_t at = <uint32_t>head
         cdef uint16_t more
         if indirect:
-            try:
-                table = self.arena.alloc(virtio.desc_table_len(count), virtio.DESC_ALIGN)
-            except LocalProtocolError:
-                ring_give(&self.ring, <uint32_t>head)
-                raise
+            if table is None:
+                try:
+                    table = self.arena.alloc(virtio.desc_table_len(count), virtio.DESC_ALIGN)
+                except LocalProtocolError:
+                    ring_give(&self.ring, <uint32_t>head)
+                    raise
+                self._tables[head] = table
             self.arena.write(table, self._table_of(buffers))
-            self._tables[head] = table
             self._write_desc(at, table, virtio.desc_table_len(count), DESC_F_INDIRECT, 0)
         else:
             for i in range(count):
@@ -553,6 +558,10 @@ cdef class Virtqueue:
             raise DeviceGone("the back-end closed the connection with chains in flight")
         elif ready == 0:
             raise DeviceTimeout(f"{self.ring.in_flight} chains were not returned in time, no call came")
+
+    def tokens(self):
+        """Return the tokens of all chains that the device has, oldest head numbers first: for whoever evacuates."""
+        return [token for _, token in sorted(self._tokens.items())]
 
     def take_call(self):
         """Read the call eventfd: how many signals there were since, 0 for none."""

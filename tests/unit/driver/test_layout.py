@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostd.driver.layout import legacy_layout, modern_layout
+from vhostd.driver.layout import legacy_layout, modern_layout, packed_layout
 from vhostd.errors import LocalProtocolError
 
 
@@ -45,7 +45,7 @@ def test_modern_rings_lie_as_a_modern_guest_lays_them(size, avail_end, used, use
 
 @given(st.integers(1, 32768), st.booleans(), st.sampled_from([16, 64, 4096]))
 def test_parts_are_aligned_and_do_not_overlap(size, event_idx, align):
-    """2.7: descriptors on 16, driver area on 2, device area on 4 bytes."""
+    """2.7; ILLUMOS R2.54-F: descriptors on 16, driver area on 2, device area on 4 bytes; nothing overlaps."""
     for layout in (modern_layout(size, event_idx=event_idx, align=align), legacy_layout(size, align)):
         assert layout.desc % 16 == layout.avail % 2 == layout.used % 4 == 0
         assert layout.desc + 16 * size <= layout.avail
@@ -54,9 +54,19 @@ def test_parts_are_aligned_and_do_not_overlap(size, event_idx, align):
         assert layout.length % align == 0
 
 
+@given(st.integers(1, 32768))
+def test_the_parts_of_a_packed_ring(size):
+    """2.8.10.1; ILLUMOS R2.54-F: descriptors on 16, both event suppression structures on 4 bytes."""
+    layout = packed_layout(size)
+    assert layout.desc == 0
+    assert layout.avail == 16 * size
+    assert layout.used == layout.avail + 4
+    assert layout.length == layout.used + 4
+
+
 @pytest.mark.parametrize("size", [0, -1, 32769])
 def test_sizes_outside_the_limits_are_refused(size):
     """2.7: at most 32768."""
-    for make in (legacy_layout, lambda n: modern_layout(n, event_idx=True)):
+    for make in (legacy_layout, packed_layout, lambda n: modern_layout(n, event_idx=True)):
         with pytest.raises(LocalProtocolError, match=r"1\.\.32768"):
             make(size)

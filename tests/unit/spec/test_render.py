@@ -19,7 +19,7 @@ KINDS = [
 
 @given(value=st.integers(0, (1 << 64) - 1), kinds=st.sampled_from(KINDS))
 def test_what_is_written_is_read_back(value, kinds):
-    """Any 64 bits, known and unknown."""
+    """ILLUMOS R1.2-F: any 64 bits, known and unknown."""
     text = render.flags(value, *kinds)
     assert render.parse_flags(text, *kinds) == value
     assert render.parse_flags(text.lower(), *kinds) == value
