@@ -196,6 +196,10 @@ class Frontend(Stream):
             self.send(request, payload, fds)
             return
         self.send(request, payload, fds, flags=VERSION | FLAG_NEED_REPLY)
+        self.acked(request)
+
+    def acked(self, request: FrontendRequest) -> None:
+        """Wait for the 0 that answers a request with NEED_REPLY. Raises Refused for any other value."""
         frame = self.reply(request)
         frame.close_fds()
         try:
@@ -273,11 +277,11 @@ class Frontend(Stream):
         self.ask_u64(FrontendRequest.GET_FEATURES)
         return self.features
 
-    def open_channel(self) -> None:
+    def open_channel(self, *, ack: bool = True) -> None:
         """Give the back-end a socket of its own to ask us by (SET_BACKEND_REQ_FD)."""
         ours, theirs = socket.socketpair()
         with theirs:
-            self.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+            self.tell(FrontendRequest.SET_BACKEND_REQ_FD, fds=[theirs.fileno()], ack=ack)
         if self.channel is not None:
             self.channel.close()
         self.channel = Stream(ours, self.timeout)
