@@ -240,12 +240,63 @@ def test_a_kick_that_is_no_eventfd(target, name):
         assert bad.attempt(R.SET_VRING_KICK, u64(0), [number], ack=False) == "closed"
 
 
-@pytest.mark.parametrize("name", NO_EVENTFD, ids="S38-{}".format)
-@pytest.mark.parametrize("request_", [R.SET_VRING_CALL, R.SET_VRING_ERR], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    ("request_", "name"),
+    [
+        pytest.param(request, name, id=f"{request.name}-S38-{name}")
+        for request in (R.SET_VRING_CALL, R.SET_VRING_ERR)
+        for name in NO_EVENTFD
+        if (request, name) != (R.SET_VRING_CALL, "pipe-write-end")
+    ],
+)
 def test_a_call_that_is_no_eventfd(target, request_, name):
-    """S38: eight bytes of ours go into eventfds only."""
+    """S38: eight bytes of ours go into eventfds, and to a pipe that is there to be called by."""
     with guest(target) as bad, kind(name) as number:
         refused(bad, request_, u64(0), [number])
+
+
+@pytest.mark.parametrize("which", ["empty", "full", "without-reader"], ids="S38-{}".format)
+def test_a_pipe_to_be_called_by(target, which):
+    """S38, R77: as User-Mode Linux has it. Whatever the pipe is like, no request waits for it."""
+    with guest(target) as odd, contextlib.ExitStack() as stack:
+        read, write = os.pipe2(os.O_NONBLOCK)
+        reader = stack.enter_context(os.fdopen(read, "rb", buffering=0))
+        stack.callback(os.close, write)
+        if which == "full":
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(write, bytes(4096))
+        elif which == "without-reader":
+            reader.close()
+        assert odd.attempt(R.SET_VRING_CALL, u64(0), [write]) == "done"
+        driver = odd.block()
+        driver.poll = True
+        for _ in range(10):
+            odd.queue.used_event = odd.queue.used_idx  # poll mode would ask for no call
+            assert driver.complete(driver.submit(Request.IN, 0, read_len=512)).ok
+        if which == "empty":
+            called = reader.read(65536)
+            assert called == (1).to_bytes(8, "little") * (len(called) // 8) != b""
+        assert target.idle_cpu_ns() < 10_000_000
+
+
+def test_a_pipe_that_blocks(target):
+    """S38, R77: a worker that waits in a full pipe is fetched out of it, as out of a full eventfd."""
+    with guest(target, queues=4) as odd:
+        read, write = os.pipe2(os.O_NONBLOCK)
+        try:
+            assert odd.attempt(R.SET_VRING_CALL, u64(0), [write]) == "done"
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(write, bytes(4096))
+            os.set_blocking(write, True)
+            odd.queue.used_event = odd.queue.used_idx
+            odd.block().submit(Request.IN, 0, read_len=512)
+            time.sleep(0.05)
+            assert odd.attempt(R.SET_VRING_ENABLE, state(0, 1)) == "done"
+        finally:
+            os.close(read)
+            os.close(write)
 
 
 @pytest.mark.parametrize("name", EVENTFDS, ids="S38-{}".format)
@@ -343,7 +394,8 @@ def test_everything_a_back_channel_may_be(target):
     with guest(target, protocol=~ProtocolFeature.BACKEND_REQ & 0x1FFFF) as odd:
         for name in KINDS:
             with kind(name) as number:
-                expected = "done" if name in {"socket", "socket-closed-peer", "socket-in-itself"} else "refused"
+                taken = {"socket", "socket-closed-peer", "socket-in-itself", "pipe-write-end"}
+                expected = "done" if name in taken else "refused"
                 assert odd.attempt(R.SET_BACKEND_REQ_FD, b"", [number]) == expected, name
         assert odd.reads()
 

@@ -152,7 +152,7 @@ def test_one_file_in_two_regions(target):
             (9, 9, 8),
             (255, 1, 1),
             (0xFFFFFFFF, 1, 1),
-            (1, 2, 1),
+            (1, 2, 2),
         ]
     ],
 )
@@ -162,6 +162,16 @@ def test_a_table_that_lies_about_its_length(target, count, bytes_, fds):
         payload = count.to_bytes(4, "little") + bytes(4) + (table((FREE, MIB, FREE, 0))[8:] * 9)[:bytes_]
         assert bad.attempt(R.SET_MEM_TABLE, payload, [number] * fds) == "refused"
         assert bad.reads()
+
+
+@pytest.mark.parametrize("places", [2, 8], ids="S71-{}-places".format)
+def test_a_table_with_places_left(target, places):
+    """S71: places behind the last region are not looked at; User-Mode Linux always sends two."""
+    with guest(target, protocol=NO_SLOTS) as odd:
+        (region,) = odd.arena.regions
+        payload = table((region.gpa, region.length, region.front_uva, 0)) + b"\xff" * 32 * (places - 1)
+        assert odd.attempt(R.SET_MEM_TABLE, payload, [odd.arena.fd(region)]) == "done"
+        assert odd.reads()
 
 
 def test_padding_of_a_table(target):

@@ -1,6 +1,7 @@
-"""Kick, call and error descriptors: only eventfds are taken, and only without blocking."""
+"""Kick, call and error descriptors: only eventfds are taken, pipes to call by, and only without blocking."""
 
 import contextlib
+import fcntl
 import os
 
 from vhostd.errors import RemoteProtocolError
@@ -34,6 +35,26 @@ def take_eventfd(fd: Fd, what: str) -> Fd:
     if not is_eventfd:
         raise RemoteProtocolError(f'{what}: the fd is not an eventfd (vhost-user, "Communication")')
     # The flag is the open file's, so the front-end's copy gets it, too; front-ends write and read theirs so anyway.
+    os.set_blocking(fd.number, False)
+    return Fd(fd.take())
+
+
+def is_pipe_to_write(fd: Fd) -> bool:
+    """Whether a descriptor is the write end of a pipe; asked so that nobody who serves a file is waited for."""
+    try:
+        fcntl.fcntl(fd.number, fcntl.F_GETPIPE_SZ)
+        return fcntl.fcntl(fd.number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+    except OSError:
+        return False
+
+
+def take_call(fd: Fd, what: str) -> Fd:
+    """Take an eventfd, or the write end of a pipe: User-Mode Linux has no signal from an eventfd.
+
+    A full pipe is a call that waits there already, as a full counter is. Raises RemoteProtocolError as `take_eventfd`.
+    """
+    if not is_pipe_to_write(fd):
+        return take_eventfd(fd, what)
     os.set_blocking(fd.number, False)
     return Fd(fd.take())
 

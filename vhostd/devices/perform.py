@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from vhostd.backends.base import Backend
 from vhostd.backends.ringset import RingSet
 from vhostd.devices.back_channel import BackChannel
-from vhostd.devices.eventfds import drain, take_eventfd
+from vhostd.devices.eventfds import drain, take_call, take_eventfd
 from vhostd.errors import BackendError, GuestMemoryError, LocalProtocolError, RemoteProtocolError
 from vhostd.fds import Fd
 from vhostd.protocol import actions as act
@@ -336,7 +336,7 @@ class Performer:
     async def _set_call(self, action: act.SetCall) -> None:
         ring = action.index
         what = f"SET_VRING_CALL: ring {ring}"
-        call = None if action.fd is None else take_eventfd(action.fd, what)
+        call = None if action.fd is None else take_call(action.fd, what)
         fds = self._ring_fds(ring)
         old = fds.call
         if ring not in self._queues:

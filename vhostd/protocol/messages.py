@@ -121,9 +121,13 @@ class MemRegion(Message):
 
 @payload
 class MemTable(Message):
-    """Payload "Multiple memory regions description"."""
+    """Payload "Multiple memory regions description".
+
+    Places behind the last region are not looked at: User-Mode Linux always sends two, for one region or two.
+    """
 
     LENGTHS = range(8, 8 + spec.MEM_REGION_LEN * spec.MEM_REGIONS_MAX + 1, spec.MEM_REGION_LEN)
+    PADDING = spec.MEM_REGION_LEN * spec.MEM_REGIONS_MAX
     regions: tuple[MemRegion, ...] = csfield(_Tuple(PrefixedArray(construct.Padded(8, Int32ul), Layout(MemRegion))))
 
 
