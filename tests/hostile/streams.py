@@ -6,12 +6,14 @@ import random
 import socket
 import struct
 
-from tests.hostile.attack import MIB, addr, config, frame, header, raw, single, state, table, u64
+from tests.hostile.attack import MIB, frame, header, raw
 from tests.hostile.fds import kind
 from vhostd.driver.arena import Arena, Region
+from vhostd.driver.profiles import PROFILES, Ring, Scene
 from vhostd.driver.virtqueue import Virtqueue
+from vhostd.protocol.messages import MemRegion
 from vhostd.spec import blk
-from vhostd.spec.vhost_user import FLAG_NEED_REPLY, VERSION, FrontendRequest
+from vhostd.spec.vhost_user import FLAG_NEED_REPLY, VERSION, FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Feature
 
 R = FrontendRequest
@@ -55,106 +57,21 @@ class Material:
         self.fds["channel"] = theirs.fileno()
 
 
-def ring(queue, index, order, ack=False):
-    """The messages of one ring's start, by letter: Num, Base, Addr, Call, Err, Kick, enablE."""
-    desc, avail, used = queue.uvas
-    made = {
-        "N": (R.SET_VRING_NUM, state(index, 64), ()),
-        "B": (R.SET_VRING_BASE, state(index, 0), ()),
-        "A": (R.SET_VRING_ADDR, addr(index, desc, used, avail, queue.used_gpa), ()),
-        "C": (R.SET_VRING_CALL, u64(index), (f"call{index}",)),
-        "R": (R.SET_VRING_ERR, u64(index), (f"err{index}",)),
-        "K": (R.SET_VRING_KICK, u64(index), (f"kick{index}",)),
-        "E": (R.SET_VRING_ENABLE, state(index, 1), ()),
-    }
-    return [(*made[letter], ack) for letter in order]
-
-
-def places(*regions):
-    return [(region.gpa, region.length, region.front_uva, 0) for region in regions]
-
-
 def orders(queues):
-    """Front-ends by name: lists of (request, payload, descriptors by name, need_reply)."""
-    slots = [(R.ADD_MEM_REG, single(*place), (f"region{n}",), True) for n, place in enumerate(places(*REGIONS))]
-    whole = (R.SET_MEM_TABLE, table(*places(*REGIONS)), ("region0", "region1"), True)
-    hello = [
-        (R.GET_FEATURES, b"", (), False),
-        (R.GET_PROTOCOL_FEATURES, b"", (), False),
-        (R.SET_PROTOCOL_FEATURES, u64(PROTOCOL), (), False),
-    ]
-    accept = (R.SET_FEATURES, u64(FEATURES), (), False)
-    stop = [(R.GET_VRING_BASE, state(n), (), False) for n in range(RINGS)]
-    return {
-        "qemu-blk": [
-            *hello,
-            (R.GET_QUEUE_NUM, b"", (), False),
-            (R.GET_MAX_MEM_SLOTS, b"", (), False),
-            (R.SET_BACKEND_REQ_FD, b"", ("channel",), True),
-            (R.SET_OWNER, b"", (), False),
-            (R.GET_FEATURES, b"", (), False),
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "CR", ack=True)),
-            (R.GET_CONFIG, config(0, 57), (), False),
-            (R.RESET_DEVICE, b"", (), False),
-            accept,
-            (R.GET_STATUS, b"", (), False),
-            (R.SET_STATUS, u64(8), (), False),
-            *slots,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "NBAK")),
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "E", ack=True)),
-            (R.SET_STATUS, u64(15), (), False),
-            *((R.SET_VRING_ENABLE, state(n, 0), (), True) for n in range(RINGS)),
-            *stop,
-            (R.SET_STATUS, u64(0), (), False),
-        ],
-        "cloud-hypervisor": [
-            (R.SET_OWNER, b"", (), False),
-            *hello,
-            (R.GET_CONFIG, config(0x100, 60, 1), (), True),
-            accept,
-            whole,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "N", ack=True)),
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "ABCK", ack=True)),
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "E", ack=True)),
-            (R.SET_BACKEND_REQ_FD, b"", ("channel",), True),
-            *stop,
-        ],
-        "crosvm": [
-            *hello,
-            (R.SET_OWNER, b"", (), False),
-            (R.SET_BACKEND_REQ_FD, b"", ("channel",), False),
-            accept,
-            whole,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "NABCKE")),
-            *stop,
-        ],
-        "uml": [
-            (R.SET_OWNER, b"", (), False),
-            *hello,
-            (R.GET_CONFIG, config(0, 60), (), False),
-            accept,
-            whole,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "NBACK")),
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "E")),
-        ],
-        "libblkio": [
-            *hello,
-            (R.SET_OWNER, b"", (), False),
-            accept,
-            *slots,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "NABKCE", ack=True)),
-            (R.REM_MEM_REG, single(*places(REGIONS[1])[0]), (), True),
-            *stop,
-        ],
-        "legacy": [
-            (R.SET_OWNER, b"", (), False),
-            (R.GET_FEATURES, b"", (), False),
-            (R.SET_FEATURES, u64(FEATURES & ~int(Feature.PROTOCOL_FEATURES)), (), False),
-            whole,
-            *(m for n in range(RINGS) for m in ring(queues[n], n, "NBARKC")),
-            *stop,
-        ],
-    }  # fmt: skip
+    """Front-ends by name: lists of (request, payload, descriptors by name, need_reply) of a disk's whole life."""
+    regions = [MemRegion(region.gpa, region.length, region.front_uva, 0) for region in REGIONS]
+    found = {}
+    for name, profile in PROFILES.items():
+        if "block" not in profile.orders:
+            continue
+        rings = [Ring(q.size, *(q.uvas[n] for n in (0, 2, 1)), q.used_gpa, lambda: 0, lambda: 0) for q in queues]
+        scene = Scene(profile, "block", rings, regions, RINGS)
+        # Nobody waits for an answer, so what is offered is said beforehand.
+        scene.features, scene.protocol_offered = FEATURES & int(profile.features["block"]), ProtocolFeature(PROTOCOL)
+        life = profile.orders["block"]
+        steps = life.connect + life.start + (life.pause or ()) + (life.resume or ()) + (life.reset or life.stop)
+        found[name] = [(s.request, s.payload, s.fds, s.need_reply) for s in scene.plan(steps)]
+    return found
 
 
 def mutate(messages, dice, fd_names):

@@ -1,12 +1,14 @@
 """Each test runs against every back-end there is: what qemu-storage-daemon passes too checks the document."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.support.backends import STARTERS
+from tests.support.backends import STARTERS, start_card
+from tests.support.net import Netns, Wire
 from vhostd.driver.frontend import Frontend
 from vhostd.driver.session import open_session
 
@@ -142,3 +144,53 @@ def disk(maker, pool):
 def open_fds(pid):
     """How many descriptors a process has."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+class Running:
+    """A daemon with a card, and the namespace its tap is in."""
+
+    def __init__(self, backend, netns):
+        self.backend = backend
+        self.netns = netns
+        self.wires = []
+
+    def wire(self, *, vnet=False):
+        """Open the host's end."""
+        self.wires.append(Wire(self.netns, "tap0", vnet=vnet))
+        return self.wires[-1]
+
+    def session(self, *, pairs=1, **options):
+        """Connect as a guest does, with two rings a pair."""
+        return open_session(self.backend.socket, queues=2 * pairs, size=options.pop("size", 256), **options)
+
+    def connect(self):
+        """Connect without starting anything."""
+        return Frontend.connect(self.backend.socket)
+
+
+@pytest.fixture
+def card(tmp_path):
+    """Start a daemon with options; it must live to the end, and take its tap with it."""
+    with contextlib.ExitStack() as stack:
+        netns = Netns()
+        stack.callback(netns.close)
+        started = []
+
+        def starter(**options):
+            path = f"/proc/{os.getpid()}/fd/{netns.fd}"
+            running = Running(start_card(tmp_path / "net.sock", netns=path, **options), netns)
+            started.append(running)
+            with running.connect():  # it listens: the tap is there
+                pass
+            return running
+
+        yield starter
+        for running in started:
+            for each in running.wires:
+                each.close()
+            alive = running.backend.alive
+            log = running.backend.log.read_text()
+            code = running.backend.stop()
+            assert alive, log
+            assert code == 0, log
+        assert "tap0" not in netns.ip("link", "show")

@@ -10,13 +10,11 @@ import time
 import pytest
 
 from tests.protocol.conftest import open_fds
-from tests.support.backends import start_card
-from tests.support.net import GUEST, HOST, Netns, Wire, frame, tcp_segment, udp_frame, udp_port
+from tests.support.net import GUEST, HOST, exchange, frame, tcp_segment, udp_frame, udp_port
 from vhostd.driver.arena import Arena
-from vhostd.driver.frontend import DEVICE_BITS, RING_FEATURES, Frontend
+from vhostd.driver.frontend import DEVICE_BITS, RING_FEATURES
 from vhostd.driver.net import NetDriver
 from vhostd.driver.netloop import rx_load, tx_load
-from vhostd.driver.session import open_session
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceTimeout, Refused
 from vhostd.protocol.messages import U64
@@ -24,69 +22,6 @@ from vhostd.spec.net import Feature
 from vhostd.spec.vhost_user import FrontendRequest, ProtocolFeature
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
-
-
-class Running:
-    """A daemon with a card, and the namespace its tap is in."""
-
-    def __init__(self, backend, netns):
-        self.backend = backend
-        self.netns = netns
-        self.wires = []
-
-    def wire(self, *, vnet=False):
-        """Open the host's end."""
-        self.wires.append(Wire(self.netns, "tap0", vnet=vnet))
-        return self.wires[-1]
-
-    def session(self, *, pairs=1, **options):
-        """Connect as a guest does, with two rings a pair."""
-        return open_session(self.backend.socket, queues=2 * pairs, size=options.pop("size", 256), **options)
-
-    def connect(self):
-        """Connect without starting anything."""
-        return Frontend.connect(self.backend.socket)
-
-
-@pytest.fixture
-def card(tmp_path):
-    """Start a daemon with options; it must live to the end, and take its tap with it."""
-    with contextlib.ExitStack() as stack:
-        netns = Netns()
-        stack.callback(netns.close)
-        started = []
-
-        def starter(**options):
-            path = f"/proc/{os.getpid()}/fd/{netns.fd}"
-            running = Running(start_card(tmp_path / "net.sock", netns=path, **options), netns)
-            started.append(running)
-            with running.connect():  # it listens: the tap is there
-                pass
-            return running
-
-        yield starter
-        for running in started:
-            for each in running.wires:
-                each.close()
-            alive = running.backend.alive
-            log = running.backend.log.read_text()
-            code = running.backend.stop()
-            assert alive, log
-            assert code == 0, log
-        assert "tap0" not in netns.ip("link", "show")
-
-
-def exchange(guest, host, count=20, length=1000):
-    """Frames both ways, whole and in order."""
-    guest.post(count, 2048)
-    for n in range(count):
-        data = frame(n.to_bytes(2) + os.urandom(8), length=length)
-        host.send(data)
-        assert guest.receive().frame == data
-        data = frame(n.to_bytes(2) + os.urandom(8), to=HOST, source=GUEST, length=length)
-        guest.send(data)
-        assert host.receive() == data
-    guest.drain()
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["modern", "legacy"])

@@ -148,3 +148,16 @@ def _ones(data):
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+def exchange(guest, host, count=20, length=1000):
+    """Frames both ways, whole and in order."""
+    guest.post(count, 2048)
+    for n in range(count):
+        data = frame(n.to_bytes(2) + os.urandom(8), length=length)
+        host.send(data)
+        assert guest.receive().frame == data
+        data = frame(n.to_bytes(2) + os.urandom(8), to=HOST, source=GUEST, length=length)
+        guest.send(data)
+        assert host.receive() == data
+    guest.drain()

@@ -1,85 +1,143 @@
 """The orders in which front-ends really speak, replayed."""
 
+import pytest
+
+from vhostd.driver.profiles import PROFILES, Ring, Scene, walk
+from vhostd.driver.profiles.replay import REPLIED
 from vhostd.protocol import actions as act
 from vhostd.protocol import messages as m
-from vhostd.spec import virtio
+from vhostd.protocol.wire import decode_reply
 from vhostd.spec.vhost_user import FrontendRequest as R
 
 from .peer import ALL_PROTOCOL, FEATURES, REGION, REGION2, UVA, F, Peer, addr
 
-
-def connect_qemu(peer):
-    """QEMU, when the device is realized."""
-    assert peer.ok(R.GET_FEATURES).value == FEATURES | F.PROTOCOL_FEATURES
-    assert peer.ok(R.GET_PROTOCOL_FEATURES).value == ALL_PROTOCOL
-    peer.ok(R.SET_PROTOCOL_FEATURES, m.U64(ALL_PROTOCOL))
-    assert peer.ok(R.GET_QUEUE_NUM).value == 4
-    assert peer.ok(R.GET_MAX_MEM_SLOTS).value == 4
-    assert peer.ok(R.SET_BACKEND_REQ_FD, fds=1, need_reply=True).value == 0
-    peer.ok(R.SET_OWNER)
-    peer.ok(R.GET_FEATURES)
-    for index in range(4):
-        peer.ok(R.SET_VRING_CALL, m.VringFd(index), 1, need_reply=True)
-        peer.ok(R.SET_VRING_ERR, m.VringFd(index), 1, need_reply=True)
-    config = peer.ok(R.GET_CONFIG, m.Config(0, 57, 0, bytes(57)))
-    assert len(config.payload) == 12 + 57
-    assert peer.ok(R.RESET_DEVICE).reply is None
-    peer.ok(R.RESET_DEVICE)
-    return peer
+RINGS = 4
 
 
-def start_qemu_blk(peer, bases=(0, 0), *, memory=True):
-    """QEMU, when the driver sets DRIVER_OK: two of four rings are configured, all are enabled."""
-    features = FEATURES | F.PROTOCOL_FEATURES
-    peer.ok(R.SET_FEATURES, m.U64(features))
-    peer.ok(R.GET_STATUS)
-    peer.ok(R.SET_STATUS, m.U64(8))
-    for index in range(4):
-        peer.ok(R.SET_VRING_CALL, m.VringFd(index), 1, need_reply=True)
-    peer.ok(R.SET_FEATURES, m.U64(features))
-    assert peer.ok(R.GET_STATUS).value == virtio.Status.FEATURES_OK
-    if memory:
-        for region in (REGION, REGION2):
-            assert peer.ok(R.ADD_MEM_REG, m.SingleRegion(region), 1, need_reply=True).value == 0
-    for index, base in enumerate(bases):
-        at = UVA + 0x20000 * index
-        peer.ok(R.SET_VRING_NUM, m.VringState(index, 128))
-        peer.ok(R.SET_VRING_BASE, m.VringState(index, base))
-        peer.ok(R.SET_VRING_ADDR, addr(index, desc=at, avail=at + 0x8000, used=at + 0x10000))
-        kick = peer.ok(R.SET_VRING_KICK, m.VringFd(index), 1, need_reply=True)
-        assert isinstance(kick.action, act.SetKick)
-        assert kick.value == 0
-    for index in range(4):
-        assert peer.ok(R.SET_VRING_ENABLE, m.VringState(index, 1), need_reply=True).value == 0
-    peer.ok(R.GET_STATUS)
-    peer.ok(R.SET_STATUS, m.U64(0xF))
-    assert [v.started for v in peer.session.vrings] == [True, True, False, False]
-    assert all(v.enabled for v in peer.session.vrings)
-    assert peer.session.status == 0xF
+class Stage:
+    """A session, and a front-end of a profile that speaks to it: two of four rings are configured, as QEMU may."""
+
+    def __init__(self, name, kind="block", *, configured=2):
+        self.peer = Peer()
+        self.session = self.peer.session
+        self.profile = PROFILES[name]
+        self.order = self.profile.orders[kind]
+        at = [UVA + 0x20000 * n for n in range(configured)]
+        rings = [Ring(128, a, a + 0x8000, a + 0x10000, 0x1000, lambda: 9, lambda: 12) for a in at]
+        self.scene = Scene(self.profile, kind, rings, [REGION, REGION2], RINGS)
+        self.sent = []
+
+    def play(self, steps, *, bases=77):
+        """Every message is done at once; `bases` is where the rings stand that are stopped."""
+        for sent in self.scene.plan(steps):
+            value = None
+            if sent.request == R.GET_VRING_BASE and self.started[sent.message.index]:
+                value = bases
+            elif sent.request == R.SET_STATUS and sent.message.value == 0:
+                value = {n: bases for n, started in enumerate(self.started) if started}
+            ack = self.peer.ok(
+                sent.request, payload=sent.payload, fds=len(sent.fds), need_reply=sent.need_reply, value=value
+            )
+            if sent.request in REPLIED:
+                self.scene.answered(sent, decode_reply(sent.request, ack.payload))
+            elif sent.need_reply:
+                assert ack.value == 0, sent
+            else:
+                assert ack.reply is None
+            self.sent.append((sent, ack))
+        return self
+
+    @property
+    def started(self):
+        return [vring.started for vring in self.session.vrings]
+
+    @property
+    def enabled(self):
+        return [vring.enabled for vring in self.session.vrings]
 
 
-def test_qemu_blk_starts_stops_and_starts_again():
-    """QEMU 11.1 with a disk: SET_FEATURES twice, ENABLE for rings never set up, memory not told again."""
-    peer = connect_qemu(Peer())
-    start_qemu_blk(peer)
-    for index in range(4):
-        peer.ok(R.SET_VRING_ENABLE, m.VringState(index, 0), need_reply=True)
-    bases = []
-    for index in range(2):
-        stop = peer.ok(R.GET_VRING_BASE, m.VringState(index, 0))
-        assert stop.action == act.StopRing(index)
-        assert stop.payload == bytes([index, 0, 0, 0, 77, 0, 0, 0])
-        bases.append(77)
-    assert isinstance(peer.ok(R.SET_STATUS, m.U64(0)).action, act.ResetDevice)
-    assert peer.session.regions == (REGION, REGION2)
-    start_qemu_blk(peer, bases, memory=False)
-    assert peer.session.vrings[1].base == 77
+EVERY = [(name, kind) for name, profile in PROFILES.items() for kind in profile.orders]
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_order_starts_and_stops(name, kind):
+    """Each message of each order is accepted, and the rings are then as that front-end means them to be."""
+    stage = Stage(name, kind)
+    order = stage.order
+    stage.play(order.connect).play(order.start)
+    assert stage.started == [True, True, False, False]
+    assert stage.enabled[:2] == [True, True]
+    assert stage.session.regions == (REGION, REGION2)
+    if order.pause is not None:
+        stage.play(order.pause)
+        assert (stage.started[:2], stage.enabled[:2]) == ([True] * 2, [False] * 2)
+        stage.play(order.resume)
+        assert stage.enabled[:2] == [True, True]
+    stage.play(order.stop)
+    asked = [sent.message.index for sent, _ in stage.sent if sent.request == R.GET_VRING_BASE]
+    assert [n for n in range(2) if not stage.started[n]] == asked
+    if order.restart is not None:
+        stage.play(order.restart)
+        assert stage.started == [True, True, False, False]
+        assert [vring.base for vring in stage.session.vrings[:2]] == [77, 77]
+    if order.reset is not None and name != "uml":  # which starts anew what it did not stop: a ring that runs, to us
+        stage.play(order.reset)
+        stage.scene.was_reset()
+        stage.play(order.again or order.start)
+        assert stage.started == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_order_of_one_that_comes_back(name, kind):
+    """After the connection was lost: a new session, and BASE as this front-end finds it in guest memory."""
+    stage = Stage(name, kind)
+    if stage.order.reconnect is None:
+        stage.play(stage.order.connect).play(stage.order.start)
+        assert stage.started[0]
+        return
+    stage.scene.protocol_offered, stage.scene.offered = ALL_PROTOCOL, FEATURES
+    stage.play(stage.order.reconnect)
+    assert stage.started == [True, True, False, False]
+    assert {vring.base for vring in stage.session.vrings[:2]} == {12 if name == "cloud-hypervisor" else 9}
+
+
+def test_every_step_bears_its_source():
+    """A repository, path and function, or a version that was traced."""
+    for name, kind in EVERY:
+        for steps in vars(PROFILES[name].orders[kind]).values():
+            for step in walk(steps or ()):
+                assert step.source.startswith("traced: ") or "/" in step.source or "vhost-user" in step.source, step
+
+
+def test_qemu_enables_rings_that_are_never_set_up():
+    """QEMU 11.1 with a disk: SET_FEATURES twice, ENABLE for all four rings, RESET_DEVICE before there is anything."""
+    stage = Stage("qemu-11")
+    stage.play(stage.order.connect)
+    assert [sent.request for sent, _ in stage.sent][-2:] == [R.RESET_DEVICE] * 2
+    config, answer = next((sent, ack) for sent, ack in stage.sent if sent.request == R.GET_CONFIG)
+    assert len(answer.payload) == len(config.payload) == 12 + 57
+    stage.play(stage.order.start)
+    assert stage.enabled == [True] * 4
+    assert stage.session.status == 0xF
+    assert [sent.request for sent, _ in stage.sent].count(R.SET_FEATURES) == 2
+
+
+def test_qemu_does_not_tell_its_memory_again():
+    """QEMU with slots: stop and start, reset and start."""
+    for name in ("qemu-7.2", "qemu-11"):
+        stage = Stage(name)
+        stage.play(stage.order.connect).play(stage.order.start)
+        told = [sent.request for sent, _ in stage.sent].count(R.ADD_MEM_REG)
+        stage.play(stage.order.stop).play(stage.order.restart)
+        assert [sent.request for sent, _ in stage.sent].count(R.ADD_MEM_REG) == told == 2
+        assert stage.session.regions == (REGION, REGION2)
 
 
 def test_qemu_7_resets_before_it_asks_where_the_rings_stand():
     """QEMU 7.2 with a disk, stop and cont: SET_STATUS 0, ENABLE 0, then GET_VRING_BASE, whose answer it starts from."""
-    peer = connect_qemu(Peer())
-    start_qemu_blk(peer)
+    stage = Stage("qemu-7.2")
+    peer = stage.peer
+    stage.play(stage.order.connect).play(stage.order.start)
     peer.ok(R.SET_STATUS, m.U64(0), value={0: 389, 1: 12})
     peer.ok(R.SET_STATUS, m.U64(0), value={})
     for index, stood in ((0, 389), (1, 12), (2, 0)):
@@ -87,73 +145,49 @@ def test_qemu_7_resets_before_it_asks_where_the_rings_stand():
         asked = peer.ok(R.GET_VRING_BASE, m.VringState(index, 0))
         assert asked.payload == bytes([index, 0, 0, 0]) + stood.to_bytes(4, "little")
     # A driver that was reset starts its rings at 0, told or not.
-    assert peer.session.vrings[0].base == 0
-    start_qemu_blk(peer, [389, 12], memory=False)
-    assert [vring.base for vring in peer.session.vrings[:2]] == [389, 12]
+    assert stage.session.vrings[0].base == 0
+    stage.scene.bases.update({0: 389, 1: 12})
+    stage.play(stage.order.restart)
+    assert [vring.base for vring in stage.session.vrings[:2]] == [389, 12]
 
 
 def test_qemu_net_enables_before_features_and_calls_after_kick():
-    """QEMU 11.1 with a network card: ENABLE before SET_FEATURES, CALL after KICK, SET_FEATURES while pair 0 runs."""
-    peer = connect_qemu(Peer())
-    for index in range(4):
-        enable = peer.ok(R.SET_VRING_ENABLE, m.VringState(index, int(index < 2)), need_reply=True)
-        assert enable.action == act.EnableRing(index, index < 2)
-    peer.ok(R.NET_SET_MTU, m.U64(1500), need_reply=True)
-    features = FEATURES | F.PROTOCOL_FEATURES
-    for pair in range(2):
-        same = peer.ok(R.SET_FEATURES, m.U64(features))
-        assert same.action == act.SetFeatures(features, enable_all=False)
-        if pair == 0:
-            peer.ok(R.SET_MEM_TABLE, m.MemTable((REGION, REGION2)), 2, need_reply=True)
-        for index in (2 * pair, 2 * pair + 1):
-            peer.configure(index).start(index)
-            peer.ok(R.SET_VRING_CALL, m.VringFd(index), 1, need_reply=True)
-    assert [v.enabled for v in peer.session.vrings] == [True, True, False, False]
-    assert all(v.started for v in peer.session.vrings)
-    for index in range(4):
-        peer.ok(R.GET_VRING_BASE, m.VringState(index, 0))
-    assert [v.enabled for v in peer.session.vrings] == [True, True, False, False]
+    """QEMU 11.1 with a network card of two pairs, and what it says of the second before the guest asks for it."""
+    stage = Stage("qemu-11", "net", configured=4)
+    stage.play(stage.order.connect)
+    assert stage.enabled == [True, True, False, False]
+    assert R.SET_FEATURES not in [sent.request for sent, _ in stage.sent]
+    stage.play(stage.order.start)
+    said = [(sent.request, sent.message) for sent, _ in stage.sent]
+    assert said.index((R.SET_VRING_KICK, m.VringFd(0))) < len(said) - 1 - said[::-1].index(
+        (R.SET_VRING_CALL, m.VringFd(0))
+    )
+    same = [ack.action for sent, ack in stage.sent if sent.request == R.SET_FEATURES]
+    assert len(same) == 2
+    assert same[0] == same[1] == act.SetFeatures(stage.scene.features, enable_all=False)
+    assert all(stage.started)
+    stage.play(stage.order.stop)
+    assert not any(stage.started)
+    enables = [sent.message.num for sent, _ in stage.sent if sent.request == R.SET_VRING_ENABLE]
+    assert enables[-2:] == [1, 1]  # ENABLE 0 does not come
 
 
-def test_cloud_hypervisor_tells_all_sizes_first():
-    """Cloud Hypervisor: all SET_VRING_NUM, then ADDR, BASE, CALL, KICK a ring, ENABLE, and the channel last."""
-    peer = Peer()
-    peer.ok(R.SET_OWNER)
-    peer.ok(R.GET_FEATURES)
-    peer.ok(R.GET_PROTOCOL_FEATURES)
-    peer.ok(R.SET_PROTOCOL_FEATURES, m.U64(ALL_PROTOCOL))
-    peer.ok(R.GET_QUEUE_NUM, need_reply=True)
-    config = peer.ok(R.GET_CONFIG, m.Config(0x100, 60, 1, bytes(60)), need_reply=True)
-    assert config.action == act.GetConfig(0, 60)
-    assert config.payload == (0x100).to_bytes(4, "little") + (60).to_bytes(4, "little") + b"\1\0\0\0" + bytes(60)
-    peer.ok(R.SET_FEATURES, m.U64(FEATURES | F.PROTOCOL_FEATURES), need_reply=True)
-    peer.ok(R.SET_MEM_TABLE, m.MemTable((REGION,)), 1, need_reply=True)
-    for index in range(2):
-        peer.ok(R.SET_VRING_NUM, m.VringState(index, 128), need_reply=True)
-    for index in range(2):
-        at = UVA + 0x20000 * index
-        peer.ok(R.SET_VRING_ADDR, addr(index, desc=at, avail=at + 0x8000, used=at + 0x10000), need_reply=True)
-        peer.ok(R.SET_VRING_BASE, m.VringState(index, 0), need_reply=True)
-        peer.ok(R.SET_VRING_CALL, m.VringFd(index), 1, need_reply=True)
-        peer.ok(R.SET_VRING_KICK, m.VringFd(index), 1, need_reply=True)
-    for index in range(2):
-        peer.ok(R.SET_VRING_ENABLE, m.VringState(index, 1), need_reply=True)
-    peer.ok(R.SET_BACKEND_REQ_FD, fds=1, need_reply=True)
+def test_cloud_hypervisor_asks_for_configuration_as_if_it_lay_behind_others():
+    """GET_CONFIG with offset 0x100, which is where it lies in a PCI device: the reply says so again."""
+    stage = Stage("cloud-hypervisor")
+    stage.play(stage.order.connect)
+    asked, answer = next((sent, ack) for sent, ack in stage.sent if sent.request == R.GET_CONFIG)
+    assert answer.action == act.GetConfig(0, 60)
+    assert answer.payload == asked.payload
 
 
-def test_crosvm_starts_ring_by_ring():
-    """Crosvm: the channel early; NUM, ADDR, BASE, CALL, KICK, ENABLE for each ring."""
-    peer = Peer().negotiate()
-    peer.ok(R.SET_BACKEND_REQ_FD, fds=1)
-    peer.memory()
-    for index in range(4):
-        at = UVA + 0x20000 * index
-        peer.ok(R.SET_VRING_NUM, m.VringState(index, 256))
-        peer.ok(R.SET_VRING_ADDR, addr(index, desc=at, avail=at + 0x8000, used=at + 0x10000))
-        peer.ok(R.SET_VRING_BASE, m.VringState(index, 0))
-        peer.ok(R.SET_VRING_CALL, m.VringFd(index), 1)
-        peer.ok(R.SET_VRING_KICK, m.VringFd(index), 1)
-        peer.ok(R.SET_VRING_ENABLE, m.VringState(index, 1))
+def test_uml_wants_an_answer_to_what_agrees_to_answers():
+    """User-Mode Linux: NEED_REPLY on the SET_PROTOCOL_FEATURES that brings REPLY_ACK, and a table with a place left."""
+    stage = Stage("uml")
+    stage.play(stage.order.connect)
+    sent, ack = next(pair for pair in stage.sent if pair[0].request == R.SET_PROTOCOL_FEATURES)
+    assert sent.need_reply
+    assert ack.value == 0
 
 
 def test_a_front_end_without_protocol_features_has_its_rings_enabled():
