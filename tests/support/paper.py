@@ -96,4 +96,4 @@ def serves_id(serial, *, length=21, status=0):
     return answer
 
 
-LEGACY = (1 << 64) - 1 & ~Feature.VERSION_1
+LEGACY = (1 << 64) - 1 & ~int(Feature.VERSION_1)

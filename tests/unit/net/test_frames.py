@@ -24,7 +24,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_frames_cross_both_ways(open_card, wire, mode):
-    """5.1.6: header of 10 or 12 bytes, then the frame, unchanged and in order."""
+    """5.1.6: header of 10 or 12 bytes, then the frame, unchanged but for padding to Ethernet's 60 bytes, in order."""
     card = await open_card()
     host = wire()
     (guest,) = await card.start(MODES[mode])
@@ -35,16 +35,39 @@ async def test_frames_cross_both_ways(open_card, wire, mode):
         sent = frame(os.urandom(min(8, length - 14)), length=length)
         host.send(sent)
         got = guest.receive()
-        assert got.frame == sent
-        assert got.used_lens == (guest.header_len + length,)
+        assert got.frame == sent.ljust(60, b"\0")
+        assert got.used_lens == (guest.header_len + max(length, 60),)
         assert got.header.flags == got.header.gso_type == 0
         sent = frame(os.urandom(min(8, length - 14)), to=HOST, source=GUEST, length=length)
         guest.send(sent)
         assert host.receive() == sent
     guest.drain()
-    assert (card.count("rx_frames"), card.count("rx_bytes")) == (len(lengths), sum(lengths))
+    padded = sum(max(length, 60) for length in lengths)
+    assert (card.count("rx_frames"), card.count("rx_bytes")) == (len(lengths), padded)
     assert (card.count("tx_frames"), card.count("tx_bytes")) == (len(lengths), sum(lengths))
     assert await card.stop() == [len(lengths), len(lengths)]
+
+
+async def test_a_short_frame_in_buffers_of_every_kind(open_card, wire):
+    """ILLUMOS E.5: zeroes to 60 bytes, after a large frame too, where they fit; nothing behind them is touched."""
+    card = await open_card()
+    host = wire()
+    (guest,) = await card.start(FULL)
+    short = frame(b"arp", length=42)
+    guest.post(1, 12 + 60)
+    host.send(short)
+    assert guest.receive().frame == short.ljust(60, b"\0")
+    guest.post(1, 12 + 50)  # without room for all, what there is
+    host.send(short)
+    got = guest.receive()
+    assert (got.frame, got.used_lens) == (short, (12 + 42,))
+    guest.post(20, 600)
+    host.send(frame(b"large", length=1514))
+    assert len(guest.receive().used_lens) == 3
+    host.send(short)  # is read straight into guest memory now
+    assert guest.receive().frame == short.ljust(60, b"\0")
+    guest.post(1, 12 + 60, [12, 7, 30])
+    await card.stop()
 
 
 def returned(virtqueue, count):

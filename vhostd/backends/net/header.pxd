@@ -15,6 +15,7 @@ cdef enum:
     VNET_HDR_LEN = 10
     ETH_HEADER_LEN = 14
     FRAME_LEN_MAX = 65553  # an IP datagram of 65535 bytes, Ethernet, one VLAN tag
+    FRAME_LEN_MIN = 60  # of Ethernet, without its checksum
     GSO_SIZE_MIN = 8  # as TCP_MIN_GSO_SIZE of Linux: smaller ones only make work
     GSO_SIZE_MAX = 65495  # what an IP datagram has room for behind its headers and TCP's
 

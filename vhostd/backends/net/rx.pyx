@@ -13,12 +13,12 @@ stop at once.
 from libc.errno cimport EAGAIN, EFAULT, EINTR, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from posix.uio cimport iovec
 
 from vhostd.atomics cimport load_relaxed_u16
 from vhostd.backends.net.header cimport (
-    ETH_HEADER_LEN, FRAME_LEN_MAX, MODE_MRG, MODE_RX_CSUM, VNET_HDR_LEN, gso_allowed, header_len, scatter,
+    ETH_HEADER_LEN, FRAME_LEN_MAX, FRAME_LEN_MIN, MODE_MRG, MODE_RX_CSUM, VNET_HDR_LEN, gso_allowed, header_len, scatter,
 )
 from vhostd.backends.net.pair cimport (
     BUFFER_LEN, DIRECT_MAX, FRAME_AT, HELD_MAX, N_RX_BAD_BUFFERS, N_RX_BYTES, N_RX_DELAYED, N_RX_DROPPED, N_RX_ERRORS,
@@ -292,6 +292,12 @@ cdef outcome_t place(pair_t *p, queue_t *q, ssize_t got, uint32_t direct, uint32
         return drop(p, q)
     if p.wide:
         p.wide -= 1
+    if frame_len < FRAME_LEN_MIN <= p.held[p.held_at].len - hdr_len:
+        # Ethernet knows no shorter frame; a host's stack leaves it to the card to fill one up, and this card is none.
+        bring_home(p, min(direct, frame_len), n)
+        memset(&p.rx_buffer[FRAME_AT + frame_len], 0, FRAME_LEN_MIN - frame_len)
+        frame_len = FRAME_LEN_MIN
+        direct = 0
     if p.held[p.held_at].len < frame_len + hdr_len:
         if not mode & MODE_MRG:
             return drop(p, q)  # the chain stays, for a smaller one

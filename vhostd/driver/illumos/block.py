@@ -188,14 +188,21 @@ class BlockDriver:
             self.wait(self.submit(Request.FLUSH))
 
     def discard(self, *segments: tuple[int, int]) -> None:
-        """Discard (sector, sectors) ranges. Raises IoError where the driver does not offer it."""
+        """Discard (sector, sectors) ranges, as many in a request as it may hold. Raises IoError where it cannot."""
         if self.disk.discard is None:
             raise IoError("ENOTSUP", "DISCARD")
-        data = b"".join(struct.pack("<QII", sector, count, 0) for sector, count in segments)
-        gpa = self.memory.alloc(Zone.DATA, len(data), 4096)
-        self.memory.arena.write(gpa, data)
-        self.wait(self.submit(Request.DISCARD, 0, [(gpa, len(data))]))
-        self.memory.free(gpa)
+        most_sectors, most, _ = self.disk.discard
+        parts = [
+            struct.pack("<QII", sector + at, min(most_sectors, count - at), 0)
+            for sector, count in segments
+            for at in range(0, count, most_sectors)
+        ]
+        for first in range(0, len(parts), most):
+            data = b"".join(parts[first : first + most])
+            gpa = self.memory.alloc(Zone.DATA, len(data), 4096)
+            self.memory.arena.write(gpa, data)
+            self.wait(self.submit(Request.DISCARD, 0, [(gpa, len(data))]))
+            self.memory.free(gpa)
 
     def dump(self, sector: int, data: bytes) -> None:
         """Write as a panicking kernel does: page by page, interrupts ignored, the used ring polled.

@@ -174,7 +174,7 @@ class SocketPlatform:
         frontend.negotiate(features=(1 << 64) - 1, protocol_features=PROTOCOL_FEATURES)
         self.offered = frontend.offered
         if guest.device == "net":
-            self.offered = int(self.offered & ~self.OF_FRONT_END)
+            self.offered &= ~int(self.OF_FRONT_END)
             if guest.mac is not None:
                 self.offered |= net.Feature.MAC
             if guest.pairs > 1:

@@ -94,13 +94,14 @@ class IllumosGuest:
 
     def choose(self, offered: int) -> int:
         """Return what is acknowledged of an offer."""
+        # Plain numbers: the complement of an IntFlag has only the bits of its own class.
         if not self.indirect:
-            offered &= ~Feature.INDIRECT_DESC
+            offered &= ~int(Feature.INDIRECT_DESC)
         if not self.seg_max and self.device == "block":
-            offered &= ~blk.Feature.SEG_MAX
+            offered &= ~int(blk.Feature.SEG_MAX)
         chosen = offered & self.wanted
         if self.device == "net" and not chosen & net.Feature.CTRL_VQ:
-            chosen &= ~net.Feature.MQ
+            chosen &= ~int(net.Feature.MQ)
         return chosen
 
 

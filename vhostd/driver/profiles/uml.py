@@ -101,7 +101,7 @@ def _plain() -> Order:
     )
 
 
-_PLAIN_FEATURES = (DEVICE_BITS | RING_FEATURES) & ~Feature.PROTOCOL_FEATURES
+_PLAIN_FEATURES = (DEVICE_BITS | int(RING_FEATURES)) & ~int(Feature.PROTOCOL_FEATURES)
 PLAIN = Profile(
     name="plain",
     orders={"block": _plain(), "net": _plain()},
