@@ -181,9 +181,10 @@ def test_illumos_R2_60_without_a_fence(start, poll):
     disk = start(options=["--poll-us", poll])
     with boot(disk.socket, IllumosGuest("block", 2026, "modern", fence=False)) as attached:
         driver = attached.disk
-        for n in range(300):
+        for n in range(100):
             assert driver.read(n, 512) == pattern(512 * n, 512)
-        assert attached.rings[0].kicks_withheld >= 0
+        if poll != "0":
+            assert attached.rings[0].kicks_withheld > 0, "no kick was ever missing"
 
 
 @VHOSTD

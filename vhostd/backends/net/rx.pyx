@@ -18,7 +18,8 @@ from posix.uio cimport iovec
 
 from vhostd.atomics cimport load_relaxed_u16
 from vhostd.backends.net.header cimport (
-    ETH_HEADER_LEN, FRAME_LEN_MAX, FRAME_LEN_MIN, MODE_MRG, MODE_RX_CSUM, VNET_HDR_LEN, gso_allowed, header_len, scatter,
+    ETH_HEADER_LEN, FRAME_LEN_MAX, FRAME_LEN_MIN, MODE_MRG, MODE_RX_CSUM, VNET_HDR_LEN,
+    gso_allowed, header_len, scatter,
 )
 from vhostd.backends.net.pair cimport (
     BUFFER_LEN, DIRECT_MAX, FRAME_AT, HELD_MAX, N_RX_BAD_BUFFERS, N_RX_BYTES, N_RX_DELAYED, N_RX_DROPPED, N_RX_ERRORS,
