@@ -254,6 +254,7 @@ class BackendSession:
             if enable_all:
                 for vring in self.vrings:
                     vring.enabled = True
+                    vring.was_enabled |= vring.started
 
         return _Step(act.SetFeatures(features, enable_all), apply)
 
@@ -359,14 +360,20 @@ class BackendSession:
     # Rings.
 
     def _set_vring_num(self, frame: Frame, message: VringState) -> _Step:
-        vring = self._vring("SET_VRING_NUM", message.index, vr.Event.NUM)
+        # A size for a ring that was disabled and not stopped begins another: User-Mode Linux has freed the old one.
+        again = message.index < len(self.vrings) and self.vrings[message.index].abandoned
+        vring = self._vring("SET_VRING_NUM", message.index, vr.Event.STOP if again else vr.Event.NUM)
         if misfit := vr.misfit_of_num(message.num):
             raise RemoteProtocolError(f"SET_VRING_NUM: ring {message.index}: {misfit}")
 
         def apply(_: object) -> None:
             vring.num = message.num
 
-        return _Step(act.Nothing(), apply)
+        def begin(stood: int) -> None:
+            vring.move(vr.Event.STOP)
+            vring.base, vring.num = stood, message.num
+
+        return _Step(act.StopRing(vring.index), begin, takes_value=True) if again else _Step(act.Nothing(), apply)
 
     def _set_vring_addr(self, frame: Frame, message: VringAddr) -> _Step:
         name = f"SET_VRING_ADDR: ring {message.index}"
@@ -471,6 +478,7 @@ class BackendSession:
 
         def apply(_: object) -> None:
             vring.enabled = bool(message.num)
+            vring.was_enabled |= vring.started and vring.enabled
 
         return _Step(act.EnableRing(vring.index, bool(message.num)), apply)
 

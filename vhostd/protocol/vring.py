@@ -69,7 +69,8 @@ class Vring:
 
     `num` is 0 and `addr` None before they are set. `base` is the next index of the available ring, also after a stop.
     A reset makes it 0 again, and `stood` then says where the ring was: QEMU 7.2 resets (SET_STATUS 0) before it asks.
-    `kick_set`, `call_set`, `err_set` say that the host holds such a descriptor.
+    `kick_set`, `call_set`, `err_set` say that the host holds such a descriptor; `was_enabled` that the ring has been
+    enabled since it was started.
     """
 
     index: int
@@ -81,12 +82,18 @@ class Vring:
     call_set: bool = False
     err_set: bool = False
     enabled: bool = False
+    was_enabled: bool = False
     state: State = State.STOPPED
 
     @property
     def started(self) -> bool:
         """Whether the ring is started, enabled or not."""
         return self.state is State.STARTED
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the ring was enabled and disabled again, and is not stopped."""
+        return self.started and not self.enabled and self.was_enabled
 
     @property
     def configured(self) -> bool:
@@ -128,11 +135,12 @@ class Vring:
         if event is Event.KICK:
             self.kick_set = True
             self.stood = None
+            self.was_enabled |= self.enabled
         elif event is Event.STOP:
-            self.kick_set = False
+            self.kick_set = self.was_enabled = False
         elif event is Event.RESET:
             self.num, self.addr, self.base = 0, None, 0
-            self.kick_set = self.enabled = False
+            self.kick_set = self.enabled = self.was_enabled = False
 
 
 def misfit_of_num(num: int) -> str | None:

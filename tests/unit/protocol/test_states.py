@@ -180,7 +180,7 @@ def test_each_event_of_a_ring(state, event, enabled):
     elif event is vr.Event.STOP:
         assert ring == dataclasses.replace(before, state=vr.State.STOPPED, kick_set=False)
     elif event is vr.Event.KICK:
-        assert ring == dataclasses.replace(before, state=vr.State.STARTED, kick_set=True)
+        assert ring == dataclasses.replace(before, state=vr.State.STARTED, kick_set=True, was_enabled=enabled)
     else:
         assert ring == before
 
