@@ -38,6 +38,18 @@ class Paper:
         self.on_config(offset)
         return self.space[offset : offset + length].ljust(length, b"\0")
 
+    def write_config(self, offset, data):
+        self.log.append(("write_config", offset, data))
+
+    def generation(self):
+        return 0
+
+    def negotiated(self, features):
+        self.log.append(("negotiated", features))
+
+    def queue(self, ring):
+        self.log.append(("queue", ring.index))
+
     def running(self, features, rings, indexes):
         self.log.append(("running", features, list(indexes)))
         assert all(ring.dump() == bytes(len(ring.dump())) for ring in rings), "E.3: all memory is zero before DRIVER_OK"

@@ -21,6 +21,7 @@ from vhostd.driver.illumos.startup import (
     IllumosGuest,
     Platform,
     learn_disk,
+    learn_limits,
 )
 from vhostd.errors import LocalProtocolError
 from vhostd.fds import Fd
@@ -87,6 +88,7 @@ def attach(guest: IllumosGuest, platform: Platform, memory: GuestMemory) -> Atta
         raise NoAttach("illumos_E2", "VERSION_1 is not offered")
     device = Attached(guest, platform, memory, features, [])
     try:
+        platform.negotiated(features)
         _ATTACH[guest.device](device)
     except BaseException:
         device.close()
@@ -99,13 +101,15 @@ def _ring(device: Attached, index: int) -> Ring:
     indirect = bool(device.features & Feature.INDIRECT_DESC)
     ring = Ring(device.memory, index, guest.size, legacy=guest.legacy, indirect=indirect, fence=guest.fence)
     device.rings.append(ring)
+    device.platform.queue(ring)
     return ring
 
 
 def _attach_block(device: Attached) -> None:
+    limits = learn_limits(device.platform, device.guest, device.features)
     ring = _ring(device, 0)
     device.platform.running(device.features, device.rings, [0])
-    disk = learn_disk(device.platform, device.guest, device.features)
+    disk = learn_disk(device.platform, device.guest, device.features, limits)
     device.block = BlockDriver(device.guest, device.memory, ring, disk)
     device.platform.vectors(device.rings)
     device.block.get_id()
@@ -136,14 +140,23 @@ def _attach_net(device: Attached) -> None:
     if pairs > 1:
         platform.pairs(pairs)
     platform.vectors(device.rings)
+    if device.features & net.Feature.STATUS:
+        platform.config(net.ConfigOffset.STATUS, 2)
 
 
 def _mac(device: Attached) -> bytes:
+    platform, legacy = device.platform, device.guest.legacy
     if device.features & net.Feature.MAC:
-        return device.platform.config(net.ConfigOffset.MAC, 6)
+        before = None if legacy else platform.generation()
+        for _ in range(1000):
+            told = b"".join(platform.config(net.ConfigOffset.MAC + n, 1) for n in range(6))
+            if before is None or platform.generation() == before:
+                return told
+        raise NoAttach("illumos_F7", "the generation changed once, and the driver waits for it to change back")
     address = bytearray(random.Random(device.guest.seed).randbytes(6))  # noqa: S311 - as random as it needs to be
     address[0] &= ~1
     address[1] |= 2  # the byte beside the one that was meant
+    platform.write_config(net.ConfigOffset.MAC, bytes(address))
     return bytes(address)
 
 
@@ -188,6 +201,19 @@ class SocketPlatform:
         space += self._frontend.queue_num.to_bytes(2, "little")
         space += (self._guest.mtu or MTU_DEFAULT).to_bytes(2, "little")
         return space[offset : offset + length]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The front-end keeps a card's address; the back-end is not told."""
+
+    def generation(self) -> int:
+        """Nothing changes while the driver reads: each read is a message of its own."""
+        return 0
+
+    def negotiated(self, features: int) -> None:
+        """A front-end tells the back-end when the driver runs."""
+
+    def queue(self, ring: Ring) -> None:
+        """So it does with the rings."""
 
     def running(self, features: int, rings: Sequence[Ring], indexes: Sequence[int]) -> None:
         """DRIVER_OK: features, memory, and each ring the device itself has; a control queue stays here."""

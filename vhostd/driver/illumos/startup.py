@@ -113,6 +113,18 @@ class Platform(Protocol):
     def config(self, offset: int, length: int) -> bytes:
         """Read configuration space."""
 
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Write configuration space, which the driver does for an address of its own."""
+
+    def generation(self) -> int:
+        """Read how often configuration space has changed; a modern device has a register for it."""
+
+    def negotiated(self, features: int) -> None:
+        """The driver has written what it acknowledges."""
+
+    def queue(self, ring: Ring) -> None:
+        """The driver has given a queue its memory."""
+
     def running(self, features: int, rings: Sequence[Ring], indexes: Sequence[int]) -> None:
         """The driver has set DRIVER_OK."""
 
@@ -153,8 +165,10 @@ def _u32(platform: Platform, offset: int) -> int:
     return int(struct.unpack("<I", platform.config(offset, 4))[0])
 
 
-def _u64(platform: Platform, offset: int) -> int:
-    """Read two halves until two whole reads agree."""
+def _u64(platform: Platform, guest: IllumosGuest, offset: int) -> int:
+    """Read two halves: until two whole reads agree, or between two looks at the generation that do."""
+    if not guest.legacy:
+        return _u64_by_generation(platform, offset)
     before = (_u32(platform, offset), _u32(platform, offset + 4))
     for _ in range(1000):
         now = (_u32(platform, offset), _u32(platform, offset + 4))
@@ -164,8 +178,25 @@ def _u64(platform: Platform, offset: int) -> int:
     raise NoAttach("illumos_R2.51", "the configuration space does not come to rest")
 
 
-def learn_disk(platform: Platform, guest: IllumosGuest, features: int) -> Disk:
-    """Read the configuration space of a disk, in the driver's order. Raises NoAttach for a disk it would not take."""
+def _u64_by_generation(platform: Platform, offset: int) -> int:
+    for _ in range(1000):
+        before = platform.generation()
+        high, low = _u32(platform, offset + 4), _u32(platform, offset)
+        if platform.generation() == before:
+            return low | high << 32
+    raise NoAttach("illumos_R2.51", "the configuration space does not come to rest")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the block driver reads before it makes its queue."""
+
+    seg_max: int
+    discard: tuple[int, int, int] | None
+
+
+def learn_limits(platform: Platform, guest: IllumosGuest, features: int) -> Limits:
+    """Read what a request may hold."""
     seg_max = SEG_MAX_DEFAULT
     if features & blk.Feature.SEG_MAX:
         seg_max = _u32(platform, ConfigOffset.SEG_MAX)
@@ -179,7 +210,12 @@ def learn_disk(platform: Platform, guest: IllumosGuest, features: int) -> Disk:
             _u32(platform, ConfigOffset.DISCARD_SECTOR_ALIGNMENT),
         )
         discard = limits if all(limits) else None
-    capacity = _u64(platform, ConfigOffset.CAPACITY)
+    return Limits(seg_max, discard)
+
+
+def learn_disk(platform: Platform, guest: IllumosGuest, features: int, limits: Limits) -> Disk:
+    """Read the rest of a disk's configuration space. Raises NoAttach for a disk the driver would not take."""
+    capacity = _u64(platform, guest, ConfigOffset.CAPACITY)
     if capacity == ALL_ONES_64:
         raise NoAttach("illumos_R2.17", "the capacity reads as all ones")
     block_len = _u32(platform, ConfigOffset.BLK_SIZE) if features & blk.Feature.BLK_SIZE else SECTOR_LEN
@@ -189,7 +225,7 @@ def learn_disk(platform: Platform, guest: IllumosGuest, features: int) -> Disk:
         told = _u32(platform, ConfigOffset.SIZE_MAX)
         if told not in {0, ALL_ONES_32}:
             size_max = told
-    disk = Disk(features, capacity, seg_max, size_max, block_len, exponent, discard)
+    disk = Disk(features, capacity, limits.seg_max, size_max, block_len, exponent, limits.discard)
     _check_arithmetic(disk)
     return disk
 
