@@ -15,6 +15,7 @@ from tests.support.net import GUEST, HOST, frame, tcp_segment
 from vhostd.driver.illumos import GuestHangs, IllumosGuest, IoError, Layout, Offload, boot
 from vhostd.driver.illumos.memory import Zone
 from vhostd.driver.illumos.startup import BUFFERS_MAX
+from vhostd.errors import LocalProtocolError
 from vhostd.spec.blk import Request
 
 AXES = pytest.mark.parametrize(
@@ -221,6 +222,42 @@ def test_illumos_R2_40_a_reset_with_requests_in_flight(disk):
                 page = attached.memory.buffer(Zone.DATA, 65536)
                 attached.disk.submit(Request.IN, 8 * n, list(page.pieces))
             attached.reset(0.01)
+
+
+FRONT_ENDS = ["qemu-7.2", "qemu-11", "cloud-hypervisor", "firecracker", "crosvm", "uml", "plain"]
+
+
+@VHOSTD
+@pytest.mark.parametrize("generation", [2019, 2026])
+@pytest.mark.parametrize("name", [name for name in FRONT_ENDS if name != "plain"])
+def test_illumos_E7_a_disk_behind_each_front_end(disk, name, generation):
+    """E.7: whichever front-end speaks for it, the guest attaches, reads, writes, and its memory is its own again."""
+    guest = IllumosGuest("block", generation, "modern")
+    with boot(disk.socket, guest, name) as attached:
+        driver = attached.disk
+        assert driver.serial
+        for n in range(10):
+            assert driver.read(8 * n, 8192) == pattern(4096 * n, 8192)
+        driver.write(PATTERN_LEN // 512, b"front-end" * 512 + bytes(512))
+        driver.flush()
+        assert disk.on_disk(PATTERN_LEN, 9) == b"front-end"
+        if name not in {"firecracker", "uml"}:  # which do not wait for a ring to stop
+            attached.reset()
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "why"),
+    [
+        ("block", "spdk", "there is no guest in it"),
+        ("block", "plain", "cannot read a disk's configuration"),
+        ("block", "xen", "no profile"),
+        ("net", "firecracker", "no profile"),
+    ],
+)
+def test_illumos_E7_a_front_end_that_has_no_such_guest(tmp_path, device, name, why):
+    guest = IllumosGuest(device, 2026, "modern")
+    with pytest.raises(LocalProtocolError, match=why), boot(tmp_path, guest, name):
+        pass
 
 
 # Network. Needs root.
@@ -439,3 +476,23 @@ def test_illumos_E5_a_short_frame_is_padded(card):
         data = frame(b"arp", length=42)
         host.send(data)
         assert attached.card.rx[0].wait()[0].data == data.ljust(60, b"\0")
+
+
+@needs_root
+@pytest.mark.parametrize("name", [name for name in FRONT_ENDS if name != "firecracker"])
+def test_illumos_E7_a_card_behind_each_front_end(card, name):
+    """E.7: frames both ways, whichever front-end speaks for the guest."""
+    running = card()
+    host = running.wire()
+    with boot(running.backend.socket, IllumosGuest("net", 2026, "modern"), name) as attached:
+        net = attached.card
+        net.start()
+        for length in (60, 1514):
+            data = frame(os.urandom(8), length=length)
+            host.send(data)
+            (got,) = net.rx[0].wait()
+            assert got.data == data
+            data = frame(os.urandom(8), to=HOST, source=GUEST, length=length)
+            net.tx[0].send(data)
+            assert host.receive() == data
+        net.stop()

@@ -4,16 +4,17 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from vhostd.driver.arena import Arena
-from vhostd.driver.frontend import PROTOCOL_FEATURES, Frontend
+from vhostd.driver.frontend import Frontend
 from vhostd.driver.illumos.block import BlockDriver
 from vhostd.driver.illumos.control import Control
 from vhostd.driver.illumos.failures import GuestCorrupted, NoAttach
 from vhostd.driver.illumos.memory import REGION, GuestMemory
 from vhostd.driver.illumos.net import NetDriver, Receive, Transmit, check_interface
+from vhostd.driver.illumos.platform import MTU_DEFAULT, ProfilePlatform, SocketPlatform, front_end_of
 from vhostd.driver.illumos.ring import Ring
 from vhostd.driver.illumos.startup import (
     PAIRS_MAX,
@@ -24,13 +25,9 @@ from vhostd.driver.illumos.startup import (
     learn_limits,
 )
 from vhostd.errors import LocalProtocolError
-from vhostd.fds import Fd
-from vhostd.protocol.messages import U64, VringAddr
 from vhostd.spec import net
-from vhostd.spec.vhost_user import FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Feature
 
-MTU_DEFAULT = 1500
 GUARD = 0x5A  # what the guest's next owner of the memory writes
 
 
@@ -169,109 +166,24 @@ def _mtu(device: Attached) -> int:
 _ATTACH = {"block": _attach_block, "net": _attach_net}
 
 
-class SocketPlatform:
-    """A front-end over a vhost-user socket, which keeps the PCI bus, the status, a card's address and control queue.
-
-    The call descriptor there is first is not the guest's vector: it is replaced when the guest has set that up, while
-    the rings run. What was signalled in between must not be lost.
-    """
-
-    OF_FRONT_END = net.Feature.MAC | net.Feature.STATUS | net.Feature.CTRL_VQ | net.Feature.CTRL_RX
-
-    def __init__(self, frontend: Frontend, arena: Arena, guest: IllumosGuest) -> None:
-        self._frontend = frontend
-        self._arena = arena
-        self._guest = guest
-        self._early: list[Fd] = []
-        self._indexes: list[int] = []
-        frontend.negotiate(features=(1 << 64) - 1, protocol_features=PROTOCOL_FEATURES)
-        self.offered = frontend.offered
-        if guest.device == "net":
-            self.offered &= ~int(self.OF_FRONT_END)
-            if guest.mac is not None:
-                self.offered |= net.Feature.MAC
-            if guest.pairs > 1:
-                self.offered |= net.Feature.CTRL_VQ | net.Feature.CTRL_RX
-
-    def config(self, offset: int, length: int) -> bytes:
-        """Read configuration space: the back-end's for a disk, the front-end's own for a card."""
-        if self._guest.device == "block":
-            return self._frontend.config(0, offset + length)[offset:]
-        space = (self._guest.mac or bytes(6)) + bytes(2)
-        space += self._frontend.queue_num.to_bytes(2, "little")
-        space += (self._guest.mtu or MTU_DEFAULT).to_bytes(2, "little")
-        return space[offset : offset + length]
-
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The front-end keeps a card's address; the back-end is not told."""
-
-    def generation(self) -> int:
-        """Nothing changes while the driver reads: each read is a message of its own."""
-        return 0
-
-    def negotiated(self, features: int) -> None:
-        """A front-end tells the back-end when the driver runs."""
-
-    def queue(self, ring: Ring) -> None:
-        """So it does with the rings."""
-
-    def running(self, features: int, rings: Sequence[Ring], indexes: Sequence[int]) -> None:
-        """DRIVER_OK: features, memory, and each ring the device itself has; a control queue stays here."""
-        front = self._frontend
-        ours = features & front.offered | front.offered & Feature.PROTOCOL_FEATURES
-        front.features = ours
-        front.set_features(ours)
-        front.share(self._arena)
-        served = [ring for ring in rings if ring.index < 2 * self._guest.pairs or self._guest.device == "block"]
-        self._indexes = [index for index in indexes if any(ring.index == index for ring in served)]
-        if features & net.Feature.MTU and front.protocol_features & ProtocolFeature.NET_MTU and self._guest.mtu:
-            front.tell(FrontendRequest.NET_SET_MTU, U64(self._guest.mtu))
-        for ring in served:
-            desc, avail, used = ring.uvas
-            front.set_num(ring.index, ring.size)
-            front.set_base(ring.index, 0)
-            front.tell(FrontendRequest.SET_VRING_ADDR, VringAddr(ring.index, 0, desc, used, avail, ring.used_gpa))
-            front.set_kick(ring.index, ring.kick_fd)
-            early = Fd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-            self._early.append(early)
-            front.set_call(ring.index, early)
-            front.set_err(ring.index, ring.err_fd)
-        for index in self._indexes:
-            if self._guest.device == "block" or index < 2:
-                front.enable(index)
-
-    def vectors(self, rings: Sequence[Ring]) -> None:
-        """Now a call is an interrupt of the guest."""
-        for ring in rings:
-            if ring.index in self._indexes:
-                self._frontend.set_call(ring.index, ring.call_fd)
-
-    def pairs(self, count: int) -> None:
-        """The front-end serves the control queue: it enables the rings."""
-        for index in self._indexes:
-            self._frontend.enable(index, index < 2 * count)
-
-    def reset(self) -> None:
-        """Stop each ring; when the last answer is here, the guest uses the memory."""
-        for index in self._indexes:
-            self._frontend.enable(index, enabled=False)
-        for index in self._indexes:
-            self._frontend.get_base(index)
-
-    def close(self) -> None:
-        """Close what is not the rings'."""
-        self._frontend.close()
-        for fd in self._early:
-            fd.close()
-
-
 @contextlib.contextmanager
-def boot(path: str | os.PathLike[str], guest: IllumosGuest) -> Iterator[Attached]:
-    """Boot a guest on a back-end's socket, up to where its driver is attached; unplug it at the end."""
+def boot(path: str | os.PathLike[str], guest: IllumosGuest, profile: str | None = None) -> Iterator[Attached]:
+    """Boot a guest on a back-end's socket, up to where its driver is attached; unplug it at the end.
+
+    `profile` names the front-end that speaks for it; None is a plain one. Raises LocalProtocolError for one that has no
+    guest in it.
+    """
     with contextlib.ExitStack() as stack:
-        arena = stack.enter_context(Arena([REGION]))
-        frontend = stack.enter_context(Frontend.connect(path, timeout=guest.timeout))
-        platform = SocketPlatform(frontend, arena, guest)
+        platform: SocketPlatform
+        if profile is None:
+            arena = stack.enter_context(Arena([REGION]))
+            frontend = stack.enter_context(Frontend.connect(path, timeout=guest.timeout))
+            platform = SocketPlatform(frontend, arena, guest)
+        else:
+            front = front_end_of(profile, guest)
+            arena = stack.enter_context(Arena([replace(REGION, uva=REGION.gpa if front.flat else None)]))
+            frontend = stack.enter_context(Frontend.connect(path, timeout=guest.timeout))
+            platform = ProfilePlatform(frontend, arena, guest, front)
         memory = GuestMemory(arena, guest.layout, guest.seed)
         device = attach(guest, platform, memory)
         stack.callback(device.close)

@@ -153,6 +153,7 @@ class Ring:
         self._used_idx = 0
         self._barrier = threading.Lock()
         self.kicking = True
+        self.watch_fd = -1  # for those who hand rings on; nothing here watches a socket
 
     @property
     def parts(self) -> tuple[int, int, int]:
@@ -174,6 +175,11 @@ class Ring:
     def used_idx(self) -> int:
         """used.idx as the device wrote it."""
         return int(self._used[1])
+
+    @property
+    def avail_idx(self) -> int:
+        """avail.idx as it stands in memory."""
+        return int(self._avail[1])
 
     @property
     def avail_flags(self) -> int:

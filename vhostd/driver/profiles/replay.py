@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from vhostd.driver.arena import PAGE_LEN, Arena, Region
 from vhostd.driver.blk import BlockDriver
@@ -41,6 +42,14 @@ def register(*profiles: Profile) -> dict[str, Profile]:
     """Return profiles by name, under which `open_profile` knows them."""
     _named.update({profile.name: profile for profile in profiles})
     return dict(_named)
+
+
+class Called(Protocol):
+    """Something with a call descriptor."""
+
+    @property
+    def call_fd(self) -> Fd:
+        """The descriptor the back-end signals."""
 
 
 @dataclass
@@ -218,7 +227,7 @@ def open_profile(
     with contextlib.ExitStack() as stack:
         arena = stack.enter_context(Arena(_regions(known, entries, rings, memory_len)))
         frontend = Frontend.connect(path, timeout=timeout)
-        scene = Scene(known, kind, [], [_region(region) for region in arena.regions], rings)
+        scene = Scene(known, kind, [], [region_message(region) for region in arena.regions], rings)
         scene.limit = DEVICE_BITS | RING_FEATURES
         scene.protocol_limit = PROTOCOL_FEATURES
         session = ProfileSession(frontend, arena, [], timeout, known, kind, scene, os.fspath(path))
@@ -239,7 +248,7 @@ def open_profile(
             stack.callback(queue.close)
             made.append(queue)
             if known.pipes:
-                session.pipes[index] = _pipe_for(queue)
+                session.pipes[index] = pipe_for(queue)
             if known.polls:
                 queue.disarm()
         session.queues[:] = made
@@ -263,7 +272,8 @@ def _regions(profile: Profile, size: int, rings: int, length: int) -> list[Regio
     return found
 
 
-def _region(region: Region) -> MemRegion:
+def region_message(region: Region) -> MemRegion:
+    """Return what a memory table says of a region."""
     return MemRegion(region.gpa, region.length, region.front_uva, region.mmap_offset)
 
 
@@ -283,7 +293,7 @@ def _planned(profile: Profile, size: int) -> Ring:
     return Ring(size, 0, 0, 0, profile.log_gpa or 0, lambda: 0, lambda: 0)
 
 
-def _pipe_for(queue: Virtqueue) -> Fd:
+def pipe_for(queue: Called) -> Fd:
     """Make the queue's call descriptor the read end of a pipe; return the write end."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     os.dup2(read, queue.call_fd.number, inheritable=False)
