@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vhostd.driver import procfs
+
 STOP_TIMEOUT = 10  # seconds
 # VHOSTD_BLK names another program with the same words, for one that is installed elsewhere.
 VHOSTD = shlex.split(os.environ.get("VHOSTD_BLK", "")) or [sys.executable, "-m", "vhostd.cli.main", "blk"]
@@ -31,21 +33,11 @@ class Backend:
 
     def pids(self):
         """The process and all below it: a supervisor does no work, its device process does."""
-        found = [self.pid]
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    found += [int(child) for child in task.read_text().split()]
-        return found
+        return procfs.family(self.pid)
 
     def cpu_ns(self):
         """CPU time of all its threads so far, in nanoseconds, exact to the scheduler's clock."""
-        total = 0
-        for pid in self.pids():
-            for stat in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with contextlib.suppress(OSError):
-                    total += int(stat.read_text().split()[0])
-        return total
+        return procfs.cpu_ns(self.pid)
 
     def pin(self, cpus):
         """Run all its threads, and those to come, on these CPUs only."""

@@ -2,22 +2,16 @@
 
 import ctypes
 import os
-import select
-import socket
-import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from vhostd.driver import wire
+from vhostd.driver.frames import GUEST, HOST, frame, tcp_segment, udp_frame, udp_port
+
+__all__ = ["GUEST", "HOST", "Netns", "Wire", "exchange", "frame", "tcp_segment", "udp_frame", "udp_port"]
+
 CLONE_NEWNET = 0x40000000
-ETH_P_ALL = 3
-SOL_PACKET = 263
-PACKET_VNET_HDR = 15
-PACKET_IGNORE_OUTGOING = 23
-SO_RCVBUFFORCE = 33
-ETHERTYPE = b"\x88\xb5"  # IEEE local experimental: no stack answers
-HOST = b"\x02\x00\x00\x00\x00\x01"
-GUEST = b"\x02\x00\x00\x00\x00\x02"
 
 
 class Netns:
@@ -71,83 +65,11 @@ def _on_new_thread(function):
         return executor.submit(function).result()
 
 
-class Wire:
-    """The host's end of the tap: raw frames, with the kernel's virtio_net_hdr in front if `vnet`."""
+class Wire(wire.Wire):
+    """The host's end of a tap in a namespace."""
 
-    def __init__(self, netns, name, *, vnet=False, timeout=5.0):
-        self.socket = netns.call(self._open, name, vnet)
-        self.socket.settimeout(timeout)
-
-    @staticmethod
-    def _open(name, vnet):
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        opened.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        if vnet:
-            opened.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
-        opened.bind((name, ETH_P_ALL))
-        return opened
-
-    def send(self, data):
-        self.socket.send(data)
-
-    def receive(self, timeout=None):
-        """The next frame from the guest."""
-        if timeout is not None:
-            self.socket.settimeout(timeout)
-        return self.socket.recv(70000)
-
-    def silent(self, seconds=0.05):
-        """Whether nothing comes for a while."""
-        return not select.select([self.socket], [], [], seconds)[0]
-
-    def close(self):
-        self.socket.close()
-
-
-def frame(payload=b"", *, to=GUEST, source=HOST, length=None):
-    """An Ethernet frame of a type that nobody answers, filled up to `length` bytes."""
-    data = to + source + ETHERTYPE + payload
-    if length is not None:
-        block = bytes(range(1, 252))
-        data += (block * (length // 251 + 1))[: length - len(data)]
-    return data
-
-
-def tcp_segment(length, *, mss=1448, to=GUEST, source=HOST):
-    """A TCP frame of `length` payload bytes whose checksum is left to others, and its virtio_net_hdr of 10 bytes."""
-    payload = (bytes(range(256)) * (length // 256 + 1))[:length]
-    ip_len = 20 + 20 + length
-    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, ip_len, 1, 0, 64, 6, 0, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2]))
-    ip = ip[:10] + struct.pack("!H", _ones(ip)) + ip[12:]
-    pseudo = ip[12:20] + struct.pack("!BBH", 0, 6, 20 + length)
-    tcp = struct.pack("!HHIIBBHHH", 1000, 2000, 1, 1, 0x50, 0x10, 65535, ~_ones(pseudo) & 0xFFFF, 0)
-    data = to + source + b"\x08\x00" + ip + tcp + payload
-    gso = (1, mss) if length > mss else (0, 0)
-    return struct.pack("<BBHHHH", 1, gso[0], 54, gso[1], 34, 16), data
-
-
-def udp_frame(port, payload=b""):
-    """A small UDP frame from `port`, one flow for each."""
-    ip = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0, 28 + len(payload), 1, 0, 64, 17, 0, bytes([192, 0, 2, 1]), bytes([192, 0, 2, 2])
-    )
-    ip = ip[:10] + struct.pack("!H", _ones(ip)) + ip[12:]
-    data = GUEST + HOST + b"\x08\x00" + ip + struct.pack("!HHHH", port, 2000, 8 + len(payload), 0) + payload
-    return data.ljust(60, b"\0")
-
-
-def udp_port(data):
-    """The port a UDP frame comes from."""
-    return int.from_bytes(data[34:36])
-
-
-def _ones(data):
-    """The Internet checksum (RFC 1071)."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    def __init__(self, netns, name, **options):
+        self.socket = netns.call(lambda: wire.Wire(name, **options)).socket
 
 
 def exchange(guest, host, count=20, length=1000):

@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("vhostd.cli.serve", "file", "serve every device of a TOML file"),
     "status": ("vhostd.cli.ask", "status", "devices, their guests and queues; lines for QEMU and libvirt"),
     "stats": ("vhostd.cli.ask", "stats", "counters"),
+    "check": ("vhostd.cli.check", "main", "hold any back-end to the vhost-user document and to virtio"),
     "proxy": ("vhostd.cli.proxy", "main", "pass on what a front-end and a back-end say, and print it decoded"),
     "demo": ("vhostd.cli.demo", "main", "boot a Linux guest on a disk and a network card"),
 }

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from vhostd.driver.arena import Arena
@@ -59,17 +59,19 @@ def open_session(
     memory_len: int = 32 << 20,
     timeout: float = 5.0,
     start: bool = True,
+    connect: Callable[..., Frontend] = Frontend.connect,
 ) -> Iterator[Session]:
     """Connect to a back-end and start `queues` rings of `size` entries; stop and close at the end.
 
     `features` bounds what is acknowledged; EVENT_IDX and indirect chains are used where they were. `legacy` is a
     driver before 1.0: no VERSION_1, contiguous rings. `packed` are packed rings. `base` is where both sides of a ring
     begin. `arena` (the caller's, left open) or `memory_len` bytes of memory. `timeout` in seconds, for each message and
-    request. Raises LocalProtocolError for packed rings where RING_PACKED is not offered.
+    request. `connect` is another way to connect, called with `path` and `timeout`.
+    Raises LocalProtocolError for packed rings where RING_PACKED is not offered.
     """
     with contextlib.ExitStack() as stack:
         memory = arena if arena is not None else stack.enter_context(Arena.of(memory_len))
-        frontend = stack.enter_context(Frontend.connect(path, timeout=timeout))
+        frontend = stack.enter_context(connect(path, timeout=timeout))
         wanted = features & ~Feature.VERSION_1 if legacy else features
         agreed = frontend.negotiate(wanted | (Feature.RING_PACKED if packed else 0), protocol_features)
         if packed and not agreed & Feature.RING_PACKED:

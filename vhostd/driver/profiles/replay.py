@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,6 +63,7 @@ class ProfileSession(Session):
     kind: Kind
     scene: Scene
     path: str
+    connect: Callable[..., Frontend] = Frontend.connect
     inflight_fd: Fd | None = None
     pipes: dict[int, Fd] = field(default_factory=dict)
     early: dict[str, Fd] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class ProfileSession(Session):
         """Lose the connection while the rings run, and start on a new one."""
         order = self._has("reconnect", self.order.reconnect)
         self.frontend.close()
-        self.frontend = Frontend.connect(self.path, timeout=self.timeout)
+        self.frontend = self.connect(self.path, timeout=self.timeout)
         self.scene.status = 0
         self.play(order)
 
@@ -210,11 +211,13 @@ def open_profile(
     memory_len: int = 32 << 20,
     timeout: float = 5.0,
     start: bool = True,
+    connect: Callable[..., Frontend] = Frontend.connect,
 ) -> Iterator[ProfileSession]:
     """Start a device as a front-end does; close the connection at the end, as it is then.
 
     `profile` is one of PROFILES or its name. `queues` are rings of a disk, pairs of a card; `size` their entries, the
-    front-end's own when None. `memory_len` in bytes, `timeout` in seconds, for each message and request.
+    front-end's own when None. `memory_len` in bytes, `timeout` in seconds, for each message and request. `connect` is
+    another way to connect, called with `path` and `timeout`.
     Raises LocalProtocolError for a profile or kind that there is not.
     """
     known = profile if isinstance(profile, Profile) else _named.get(profile)
@@ -226,11 +229,11 @@ def open_profile(
     rings = 2 * queues if kind == "net" else queues
     with contextlib.ExitStack() as stack:
         arena = stack.enter_context(Arena(_regions(known, entries, rings, memory_len)))
-        frontend = Frontend.connect(path, timeout=timeout)
+        frontend = connect(path, timeout=timeout)
         scene = Scene(known, kind, [], [region_message(region) for region in arena.regions], rings)
         scene.limit = DEVICE_BITS | RING_FEATURES
         scene.protocol_limit = PROTOCOL_FEATURES
-        session = ProfileSession(frontend, arena, [], timeout, known, kind, scene, os.fspath(path))
+        session = ProfileSession(frontend, arena, [], timeout, known, kind, scene, os.fspath(path), connect)
         stack.callback(session.close_fds)
         stack.callback(session.disconnect)
         # The rings' number and size are known before what is agreed; how they are used only after it.

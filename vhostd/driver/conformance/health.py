@@ -1,0 +1,92 @@
+"""What a case leaves behind: whether the back-end lives and serves the next guest, what it keeps, whether it spins."""
+
+import time
+
+from vhostd.driver import procfs
+from vhostd.driver.conformance.case import BOTH, Case, Level, Mark
+from vhostd.driver.conformance.case import Needs as NeedsOffer
+from vhostd.driver.conformance.check import Check
+from vhostd.driver.conformance.target import Target, refresh
+from vhostd.driver.conformance.verdict import Fault
+from vhostd.errors import DeviceError, VhostdError
+
+SETTLE = 1.0  # seconds a back-end has to close what a connection left
+SPIN_SECONDS = 0.1  # over which the CPU time of an idle back-end is measured
+SPIN_SHARE = 0.5
+FRESH = Case("-", "-", "A fresh guest is served.", Level.MUST, BOTH, NeedsOffer(), frozenset(), "-", lambda _: None)
+
+
+class Health:
+    """Measured before each case, compared after it; descriptors and CPU only for hostile cases."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._fds: int | None = None
+
+    def before(self, case: Case) -> None:
+        """Remember what there is."""
+        self._fds = procfs.fd_count(self.target.pid) if Mark.HOSTILE in case.marks and self.target.pid else None
+
+    def after(self, case: Case) -> tuple[Fault, str] | None:
+        """Return what is wrong now, in words, or None."""
+        if not self.target.lives():
+            return self._died()
+        try:
+            self.serves()
+            if Mark.WRITES in case.marks or Mark.HOSTILE in case.marks:
+                refresh(self.target)
+        except VhostdError as error:
+            if not self.target.lives():
+                return self._died()
+            return Fault.WEDGE, f"a fresh guest is not served any more: {error}"
+        if Mark.HOSTILE in case.marks:
+            return self._kept() or self._spins()
+        return None
+
+    def serves(self) -> None:
+        """Have a fresh guest do a piece of work. Raises what a case raises."""
+        check = Check(self.target, FRESH)
+        profile, self.target.profile = self.target.profile, None
+        try:
+            with check.guest() as guest:
+                guest.works(1)
+        except DeviceError:
+            # A back-end may need a moment to see that the last front-end has gone.
+            time.sleep(0.2)
+            with check.guest() as guest:
+                guest.works(1)
+        finally:
+            self.target.profile = profile
+            check.close()
+
+    def _died(self) -> tuple[Fault, str]:
+        end = self.target.process.end if self.target.process is not None else "its process is gone"
+        return Fault.CRASH, f"the back-end died: {end}"
+
+    def _kept(self) -> tuple[Fault, str] | None:
+        if self._fds is None:
+            return None
+        deadline = time.monotonic() + SETTLE
+        now = procfs.fd_count(self.target.pid)
+        while now is not None and now > self._fds and time.monotonic() < deadline:
+            time.sleep(0.02)
+            now = procfs.fd_count(self.target.pid)
+        if now is not None and now > self._fds:
+            return Fault.FD_LEAK, f"{now - self._fds} more descriptors are open than before the case"
+        return None
+
+    def _spins(self) -> tuple[Fault, str] | None:
+        if not self.target.pid:
+            return None
+        before = procfs.cpu_ns(self.target.pid)
+        time.sleep(0.01)
+        if procfs.cpu_ns(self.target.pid) - before < 5_000_000:
+            return None
+        # It does something: it has time to finish before it counts.
+        time.sleep(SPIN_SECONDS)
+        before, start = procfs.cpu_ns(self.target.pid), time.monotonic_ns()
+        time.sleep(SPIN_SECONDS)
+        used, passed = procfs.cpu_ns(self.target.pid) - before, time.monotonic_ns() - start
+        if used > SPIN_SHARE * passed:
+            return Fault.CPU_SPIN, f"it uses {100 * used // passed} % of a CPU with nothing to do"
+        return None
