@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from vhostd.driver.arena import Arena
 from vhostd.driver.conformance import words
@@ -34,6 +34,13 @@ ALL_FEATURES = DEVICE_BITS | RING_FEATURES
 # The operator's own front-ends take no control queue over vhost-user, nor does ours.
 NOT_DRIVEN = net.Feature.CTRL_VQ | net.Feature.RSS | net.Feature.HASH_REPORT | net.Feature.RSC_EXT
 QUIET = 0.15  # seconds in which nothing may happen
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closes)
 
 
 class Guest:
@@ -204,6 +211,11 @@ class Check:
     def arena(self, *regions: Any, **options: Any) -> Arena:
         """Make memory of these regions, which ends with the case."""
         return self._stack.enter_context(Arena(regions, **options))
+
+    def keep(self, thing: C) -> C:
+        """Have something that is closed by `close` end with the case."""
+        self._stack.callback(thing.close)
+        return thing
 
     # What is sent, expected and seen.
 
