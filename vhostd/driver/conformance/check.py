@@ -95,6 +95,15 @@ class Guest:
         for number in range(count):
             work.finish(work.submit(number))
 
+    def rebuild(self, size: int) -> None:
+        """Start stopped rings again with other ones of `size`, as the next driver of the device does."""
+        for ring, queue in enumerate(self.queues):
+            queue.close()
+            made = Virtqueue(self.arena, size, event_idx=queue.event_idx, indirect=queue.indirect)
+            self.session.queues[ring] = self.check.keep(made)
+        self.frontend.bases.clear()
+        self.session.start()
+
     def add(
         self, queue: Virtqueue, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]], **how: Any
     ) -> int:

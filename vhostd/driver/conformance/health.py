@@ -7,7 +7,7 @@ from vhostd.driver.conformance.case import BOTH, Case, Level, Mark
 from vhostd.driver.conformance.case import Needs as NeedsOffer
 from vhostd.driver.conformance.check import Check
 from vhostd.driver.conformance.target import Target, refresh
-from vhostd.driver.conformance.verdict import Fault
+from vhostd.driver.conformance.verdict import Failed, Fault
 from vhostd.errors import DeviceError, VhostdError
 
 SETTLE = 1.0  # seconds a back-end has to close what a connection left
@@ -32,9 +32,11 @@ class Health:
         if not self.target.lives():
             return self._died()
         try:
-            self.serves()
             if Mark.WRITES in case.marks or Mark.HOSTILE in case.marks:
                 refresh(self.target)
+            self.serves()
+        except Failed as failure:
+            return Fault.WRONG_ANSWER, f"the next guest expected {failure.expected}; saw {failure.seen}"
         except VhostdError as error:
             if not self.target.lives():
                 return self._died()

@@ -149,7 +149,7 @@ def set_features_again_and_again(check: Check) -> None:
 
 @case("VU-FEAT-13", "virtio 2.2")
 def other_features_after_a_stop(check: Check) -> None:
-    """The next driver of a device accepts other features than the last, on the same connection: firmware, then a kernel."""
+    """The next driver of a device accepts other features than the last on one connection: firmware, then a kernel."""
     with check.guest(features=BASIC, protocol_features=ProtocolFeature.MQ | ProtocolFeature.CONFIG) as guest:
         guest.works(2)
         guest.session.stop()

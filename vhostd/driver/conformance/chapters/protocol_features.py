@@ -15,7 +15,7 @@ KNOWN = sum(int(feature) for feature in P)
 
 @case("VU-PROTO-01", 'vhost-user, "Front-end message types", VHOST_USER_GET_PROTOCOL_FEATURES', features=BIT_30)
 def before_set_features(check: Check) -> None:
-    """A back-end that reported VHOST_USER_F_PROTOCOL_FEATURES must support GET_PROTOCOL_FEATURES before SET_FEATURES."""
+    """A back-end that offers VHOST_USER_F_PROTOCOL_FEATURES must support GET_PROTOCOL_FEATURES before SET_FEATURES."""
     frontend = check.connect()
     frontend.ask_u64(R.GET_FEATURES)
     check.equal(frontend.ask_u64(R.GET_PROTOCOL_FEATURES), int(check.target.offer.protocol), "protocol features")
@@ -23,7 +23,7 @@ def before_set_features(check: Check) -> None:
 
 @case("VU-PROTO-02", 'vhost-user, "Front-end message types", VHOST_USER_SET_PROTOCOL_FEATURES', features=BIT_30)
 def set_before_set_features(check: Check) -> None:
-    """A back-end that reported VHOST_USER_F_PROTOCOL_FEATURES must support SET_PROTOCOL_FEATURES before SET_FEATURES."""
+    """A back-end that offers VHOST_USER_F_PROTOCOL_FEATURES must support SET_PROTOCOL_FEATURES before SET_FEATURES."""
     frontend = check.connect()
     frontend.send(R.SET_PROTOCOL_FEATURES, encode(U64(0)))
     check.answers(frontend)
