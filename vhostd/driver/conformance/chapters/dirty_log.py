@@ -77,9 +77,7 @@ def logging_while_running(check: Check) -> None:
 
 @case("VU-LOG-03", MIGRATION, protocol=P.LOG_SHMFD, features=LOG_ALL, rows={"0": 0, "4096": 4096, "1m": 1 << 20})
 def used_ring_is_marked(check: Check, offset: int) -> None:
-    """Modifications to the used ring are marked at the log address when VHOST_VRING_F_LOG is set; the log begins at its
-    offset in the file.
-    """
+    """With VHOST_VRING_F_LOG the used ring's modifications are marked, from the log's offset in its file on."""
     with check.guest() as guest:
         log = _log(check, guest, offset=offset)
         log.clear()

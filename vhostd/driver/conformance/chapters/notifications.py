@@ -70,7 +70,7 @@ def polling(check: Check) -> None:
         check.answers(guest.frontend)
 
 
-@case("VU-CALL-04", CALL)
+@case("VU-CALL-04", CALL, level=Level.SHOULD)
 def a_full_counter(check: Check) -> None:
     """A call descriptor that nobody reads does not stop the ring."""
     with check.guest(features=FLAGS) as guest:
