@@ -147,7 +147,7 @@ def writeback_is_kept(check: Check, values: tuple[int, ...]) -> None:
     features=int(BlkFeature.CONFIG_WCE),
 )
 def writeback_is_no_other_value(check: Check) -> None:
-    """writeback is 0 for write-through and 1 for write-back: it is never read as anything else."""
+    """Writeback is 0 for write-through and 1 for write-back: it is never read as anything else."""
     with check.guest() as guest:
         before = guest.frontend.config(0, 33)[32:]
         try:
