@@ -20,7 +20,7 @@ from vhostd.driver.conformance.verdict import Evidence, Failed, Fault, Needs, No
 from vhostd.driver.conformance.work import Reads, Transmits, Work
 from vhostd.driver.frontend import DEVICE_BITS, PROTOCOL_FEATURES, RING_FEATURES
 from vhostd.driver.net import NetDriver
-from vhostd.driver.profiles import PROFILES, open_profile
+from vhostd.driver.profiles import PROFILES, open_profile, walk
 from vhostd.driver.session import Session, open_session
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.driver.wire import Wire
@@ -43,6 +43,10 @@ class _Closes(Protocol):
 C = TypeVar("C", bound=_Closes)
 
 
+def _never_stops() -> list[int]:
+    raise NotOffered("this front-end stops no ring")
+
+
 class Guest:
     """A started device in the hands of a case; its fields may be used directly."""
 
@@ -52,7 +56,10 @@ class Guest:
 
     @property
     def frontend(self) -> ToldFrontend:
-        """The connection."""
+        """The connection, for what the case says itself. Raises NotOffered behind a profile, which says all."""
+        profile = self.check.target.profile
+        if profile is not None:
+            raise NotOffered(f"{profile} says nothing of its own accord")
         assert isinstance(self.session.frontend, ToldFrontend)
         return self.session.frontend
 
@@ -84,7 +91,7 @@ class Guest:
         target = self.check.target
         queue = self.queues[target.work_ring if ring is None else ring]
         if target.kind == "net":
-            return Transmits(queue, self.frontend.features, self.check.evidence, self.check.timeout)
+            return Transmits(queue, self.session.frontend.features, self.check.evidence, self.check.timeout)
         area = self.check.scratch
         driver = ToldBlockDriver(queue, self.check.evidence, timeout=self.check.timeout)
         return Reads(driver, area.first, area.known)
@@ -199,9 +206,9 @@ class Check:
     def _profiled(self, queues: int, features: int, options: dict[str, Any]) -> Iterator[Session]:
         name = self.target.profile
         assert name is not None
-        own = {key: value for key, value in options.items() if key not in {"size", "timeout", "start"}}
+        own = [key for key in options if key not in {"size", "timeout", "memory_len"}]
         if own:
-            raise NotOffered(f"{name} starts with {', '.join(own)} of its own")
+            raise NotOffered(f"{name} has its own way: {', '.join(own)}")
         profile = PROFILES[name]
         kind = self.target.kind
         profile = dataclasses.replace(profile, features={kind: profile.features[kind] & features})
@@ -213,6 +220,8 @@ class Check:
             with open_profile(
                 self.target.path, profile, kind, queues=queues, connect=self._reconnect, **options
             ) as session:
+                if not any(step.request is FrontendRequest.GET_VRING_BASE for step in walk(session.order.stop)):
+                    session.stop = _never_stops  # type: ignore[method-assign]
                 yield session
         except LocalProtocolError as error:
             raise NotOffered(str(error)) from error

@@ -89,10 +89,10 @@ def ring_over_regions(check: Check, places: tuple[int, int, int]) -> None:
         size = guest.queue.size
         plan = layout.modern_layout(size, event_idx=False)
         lengths = (plan.avail - plan.desc, plan.used - plan.avail, plan.length - plan.used)
-        parts = tuple(
+        desc, avail, used = (
             arena.alloc(length, 4096, arena.regions[place]) for length, place in zip(lengths, places, strict=True)
         )
-        queue = Virtqueue(arena, size, parts=parts)
+        queue = Virtqueue(arena, size, parts=(desc, avail, used))
         index = check.target.work_ring
         guest.session.queues[index].close()
         guest.session.queues[index] = check.keep(queue)

@@ -75,6 +75,7 @@ def a_full_counter(check: Check) -> None:
     """A call descriptor that nobody reads does not stop the ring."""
     with check.guest(features=FLAGS) as guest:
         guest.works(1)
+        guest.frontend.set_call(check.target.work_ring, guest.queue.call_fd)
         full = False
         while not full:  # a call for the work above may still come
             guest.queue.take_call()
@@ -200,6 +201,7 @@ def an_error_is_signalled(check: Check, which: str) -> None:
     with check.guest(size=16) as guest:
         guest.works(1)
         queue = guest.queue
+        guest.frontend.set_err(0, queue.err_fd)
         if which == "head":
             check.note("available: head 0xffff of a ring of 16")
             queue.raw_push(0xFFFF)
