@@ -21,6 +21,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "stats": ("vhostd.cli.ask", "stats", "counters"),
     "check": ("vhostd.cli.check", "main", "hold any back-end to the vhost-user document and to virtio"),
     "proxy": ("vhostd.cli.proxy", "main", "pass on what a front-end and a back-end say, and print it decoded"),
+    "bench": ("vhostd.cli.bench", "main", "drive any back-end, a disk or a card, with load"),
     "demo": ("vhostd.cli.demo", "main", "boot a Linux guest on a disk and a network card"),
 }
 
