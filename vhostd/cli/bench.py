@@ -16,6 +16,7 @@ from vhostd.driver.load.errors import BenchError
 from vhostd.driver.load.measure import Settings, measure
 from vhostd.driver.load.medium import Medium
 from vhostd.driver.load.result import Result
+from vhostd.driver.load.runner import Watcher
 
 
 def main(words: list[str]) -> int:
@@ -48,7 +49,7 @@ def _single(found: argparse.Namespace) -> int:
     if job.writes:
         print(f"vhostd bench: {job.name} overwrites the disk behind {found.socket}", file=sys.stderr)
     calibration = calibration_of(found)
-    one = measure(found.socket, job, settings_of(found), watch=_watcher())
+    one = measure(found.socket, job, settings_of(found), watch=watcher())
     title = f"{job.name}, {one.backend}"
     lines = [title, "", *tables.report(one, calibration)]
     if found.histogram:
@@ -70,7 +71,7 @@ def _several_jobs(found: argparse.Namespace) -> int:
     lines: list[str] = []
     documents = []
     for row in rows:
-        one = measure(found.socket, row.job, settings_of(found), watch=_watcher())
+        one = measure(found.socket, row.job, settings_of(found), watch=watcher())
         report = tables.idle_report(one) if row.job.idle else tables.report(one)
         lines += [row.job.name, *report, ""]
         documents.append(document.measurement(one))
@@ -201,5 +202,6 @@ class _Progress:
             self.shown_at, self.shown = seconds, requests
 
 
-def _watcher() -> "_Progress | None":
+def watcher() -> Watcher | None:
+    """Return what shows a load's progress, where somebody looks."""
     return _Progress() if sys.stderr.isatty() else None

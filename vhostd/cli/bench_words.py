@@ -68,10 +68,20 @@ def _add_load(made: Parser) -> None:
     add("--queues", type=_positive, default=1, metavar="N", help="queues, a thread each [1]")
     add("--write-percent", type=_percent, default=50, metavar="N", help="writes among the requests of randrw [50]")
     way = group.add_mutually_exclusive_group()
-    way.add_argument("--event", dest="poll", action="store_false", default=False, help="sleep until the back-end calls [default]")
+    way.add_argument(
+        "--event", dest="poll", action="store_false", default=False, help="sleep until the back-end calls [default]"
+    )
     way.add_argument("--poll", action="store_true", help="spin on the ring")
     add("--rate", type=_rate, default=0, metavar="N", help="open loop: N requests a second are due, 20k is 20000")
-    add("--discard", type=_percent, nargs="?", const=100, default=0, metavar="N", help="N %% of the requests discard [100]")
+    add(
+        "--discard",
+        type=_percent,
+        nargs="?",
+        const=100,
+        default=0,
+        metavar="N",
+        help="N %% of the requests discard [100]",
+    )
     add("--flush-every", type=_positive, default=0, metavar="N", help="flush after N writes")
     add("--verify", action="store_true", help="stamp what is written and check what is read")
     add("--segments", type=_positive, default=1, metavar="N", help="descriptors that carry a request's data [1]")
@@ -102,7 +112,13 @@ def _add_compare(made: Parser) -> None:
         metavar="NAME=COMMAND",
         help="a back-end whose words have {sock} {img} {queues} {size}; may be repeated, ratios are of the first",
     )
-    add("--preset", action="append", default=[], choices=contender.PRESETS, help="vhostd, or qemu-storage-daemon at its best")
+    add(
+        "--preset",
+        action="append",
+        default=[],
+        choices=contender.PRESETS,
+        help="vhostd, or qemu-storage-daemon at its best",
+    )
     add("--suite", choices=sorted(suite.SUITES), help="jobs by name; goals is the table of what vhostd must reach")
     add("--job", action="append", default=[], metavar="WORD", help="jobs whose name contains this; may be repeated")
     add("--rounds", type=_positive, default=3, metavar="N", help="in turn, whose median is taken [3]")

@@ -10,7 +10,6 @@ cdef extern from "<poll.h>" nogil:
         short revents
     enum:
         POLLIN
-    int poll(pollfd *fds, unsigned long count, int timeout_ms)
 
 cdef extern from * nogil:
     """

@@ -1,3 +1,4 @@
+import builtins
 from typing import NamedTuple
 
 from vhostd.driver.load.gauge import Gauge
@@ -18,7 +19,7 @@ class Counters(NamedTuple):
     flushes: int
     unsent: int
     failed: tuple[int, int, int] | None
-    wrong: tuple[int, int, bytes] | None
+    wrong: tuple[int, int, builtins.bytes] | None
 
 def block_load(
     queue: Virtqueue,

@@ -11,7 +11,7 @@ import collections
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.unistd cimport read, write
 
 from vhostd.atomics cimport cpu_relax, load_acquire_u16
@@ -517,7 +517,10 @@ def block_load(
         for i in range(load.depth + (1 if n_flush else 0)):
             slot = &load.slots[i]
             total = load.segments + 2 if i < load.depth else 2  # a flush has no data
-            head = ring_take(load.ring, n_desc if i < load.depth else n_flush, load.block_len + 1 if i < load.depth else 1)
+            if i < load.depth:
+                head = ring_take(load.ring, n_desc, load.block_len + 1)
+            else:
+                head = ring_take(load.ring, n_flush, 1)
             taken.append(head)
             slot.head = <uint32_t>head
             slot.header = <blk_header_t *>&cell_view[i * CELL_LEN]
@@ -566,7 +569,9 @@ def block_load(
         lost = False
         unsent = max(0, elapsed * rate // share // 1000000000 - load.sent) if rate else 0
         failed = (load.failed_status, load.failed_type, load.failed_sector) if load.errors else None
-        wrong = (load.wrong_sector, load.wrong_generation, bytes(load.wrong_data[:SECTOR_BYTES])) if load.wrong else None
+        wrong = None
+        if load.wrong:
+            wrong = load.wrong_sector, load.wrong_generation, bytes(load.wrong_data[:SECTOR_BYTES])
         return Counters(
             load.ios, load.ios * load.block_len, load.errors, load.short_lens, elapsed, queue.ring.kicks - kicks,
             queue.ring.publishes - publishes, load.sleeps, load.calls,

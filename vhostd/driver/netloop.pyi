@@ -1,5 +1,6 @@
 from typing import NamedTuple
 
+from vhostd.driver.load.gauge import Gauge
 from vhostd.driver.virtqueue import Virtqueue
 
 class Counters(NamedTuple):
@@ -10,9 +11,17 @@ class Counters(NamedTuple):
     publishes: int
     sleeps: int
     calls: int
+    latency: tuple[tuple[int, ...], int, int, int]
 
 def tx_load(
-    queue: Virtqueue, *, frame: bytes, header: bytes, depth: int, poll: bool = False, duration_ns: int
+    queue: Virtqueue,
+    *,
+    frame: bytes,
+    header: bytes,
+    depth: int,
+    poll: bool = False,
+    duration_ns: int,
+    gauge: Gauge | None = None,
 ) -> Counters: ...
 def rx_load(
     queue: Virtqueue,
@@ -25,6 +34,7 @@ def rx_load(
     window: int,
     poll: bool = False,
     duration_ns: int,
+    gauge: Gauge | None = None,
 ) -> Counters: ...
 def echo_load(
     rx: Virtqueue,
@@ -35,5 +45,6 @@ def echo_load(
     reply: bytes,
     header: bytes,
     poll: bool = False,
-    count: int,
-) -> list[int]: ...
+    duration_ns: int,
+    gauge: Gauge | None = None,
+) -> Counters: ...

@@ -9,11 +9,14 @@ from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memset
 from posix.uio cimport iovec
 from posix.unistd cimport read, write
 
 from vhostd.atomics cimport cpu_relax, load_acquire_u16
+from vhostd.driver.clock cimport POLLIN, clock_ns, poll_ns, pollfd
+from vhostd.driver.load.buckets cimport histogram_add, histogram_clear, histogram_of, histogram_t
+from vhostd.driver.load.gauge cimport Gauge, gauge_begin, gauge_t, gauge_tick
 from vhostd.driver.virtqueue cimport (
     RING_EMPTY,
     RING_USED,
@@ -31,15 +34,6 @@ from vhostd.spec.layout cimport DESC_F_WRITE
 
 from vhostd.errors import DeviceTimeout, LocalProtocolError
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    enum:
-        POLLIN
-    int poll(pollfd *fds, unsigned long count, int timeout_ms)
-
 cdef extern from "<sys/socket.h>" nogil:
     struct msghdr:
         iovec *msg_iov
@@ -52,7 +46,8 @@ cdef extern from "<sys/socket.h>" nogil:
     enum:
         MSG_DONTWAIT
 
-Counters = collections.namedtuple("Counters", "frames bytes elapsed_ns kicks publishes sleeps calls")
+# latency: (counts, total_ns, min_ns, max_ns), of tx from hand-over to return, of echo there and back, of rx none.
+Counters = collections.namedtuple("Counters", "frames bytes elapsed_ns kicks publishes sleeps calls latency")
 
 cdef enum:
     BURST = 32
@@ -77,12 +72,9 @@ cdef struct load_t:
     uint64_t bytes
     uint64_t sleeps
     uint64_t calls
-
-
-cdef uint64_t clock_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+    uint64_t *start_ns  # by head
+    gauge_t *gauge
+    histogram_t latency
 
 
 cdef void wait(load_t *load, int fd) noexcept nogil:
@@ -105,7 +97,7 @@ cdef void wait(load_t *load, int fd) noexcept nogil:
     waiting[1].events = POLLIN
     waiting[1].revents = 0
     load.sleeps += 1
-    if poll(waiting, 2, 100) > 0 and waiting[0].revents and read(load.call_fd, &counter, 8) == 8:
+    if poll_ns(waiting, 2, 100000000) > 0 and waiting[0].revents and read(load.call_fd, &counter, 8) == 8:
         load.calls += counter
     if not ring.event_idx:
         ring_disarm(ring)
@@ -123,25 +115,30 @@ cdef int tx_loop(
     cdef uint32_t length = 0
     cdef bint stopping = False
     cdef int code
+    gauge_begin(load.gauge, begin)
     while True:
         if idle_count and not stopping:
             while idle_count:
                 idle_count -= 1
+                load.start_ns[idle[idle_count]] = now
                 ring_offer(ring, <uint16_t>idle[idle_count])
             if ring_publish(ring):
                 write(load.kick_fd, &one, 8)
         if load_acquire_u16(&ring.used.idx) == ring.last_used:
             wait(load, -1)
+        now = clock_ns()
         while True:
             code = ring_pop(ring, &head, &length)
             if code != RING_USED:
                 break
+            histogram_add(&load.latency, now - load.start_ns[head])
             idle[idle_count] = head
             idle_count += 1
             load.frames += 1
         if code != RING_EMPTY:
             return code
-        now = clock_ns()
+        if gauge_tick(load.gauge, now, load.frames):
+            duration_ns = 0
         if stopping:
             if ring.in_flight == 0:
                 load.bytes = load.frames * load.frame_len
@@ -167,6 +164,7 @@ cdef int rx_loop(load_t *load, mmsghdr *burst, uint64_t duration_ns, uint64_t *e
     cdef uint32_t more = 0
     cdef uint32_t offered
     cdef int code, done
+    gauge_begin(load.gauge, begin)
     while True:
         if now - begin < duration_ns and sent - lost - load.frames < load.window:
             done = sendmmsg(load.wire_fd, burst, BURST, MSG_DONTWAIT)
@@ -201,20 +199,25 @@ cdef int rx_loop(load_t *load, mmsghdr *burst, uint64_t duration_ns, uint64_t *e
         elif now - seen > 20000000:
             lost = sent - load.frames  # the tap's queue, or the card, has dropped them
             seen = now
+        if gauge_tick(load.gauge, now, load.frames):
+            duration_ns = 0
         if now - begin >= duration_ns and (sent - lost <= load.frames or now - begin > duration_ns + DRAIN_NS):
             elapsed[0] = now - begin
             return 0
 
 
-cdef int echo_loop(load_t *rx, load_t *tx, uint32_t tx_head, uint64_t *nanoseconds, uint64_t count) noexcept nogil:
-    """One frame to the guest and back, `count` times: the guest's part is a wait and a kick."""
-    cdef uint64_t i, begin
+cdef int echo_loop(load_t *rx, load_t *tx, uint32_t tx_head, uint64_t duration_ns, uint64_t *elapsed) noexcept nogil:
+    """One frame to the guest and back, again and again: the guest's part is a wait and a kick."""
+    cdef uint64_t start = clock_ns()
+    cdef uint64_t now = start
+    cdef uint64_t begin
     cdef uint64_t one = 1
     cdef uint32_t head = 0
     cdef uint32_t length = 0
     cdef uint8_t back[2048]
     cdef int code
-    for i in range(count):
+    gauge_begin(rx.gauge, start)
+    while now - start < duration_ns:
         begin = clock_ns()
         if send(rx.wire_fd, rx.frame, rx.frame_len, 0) < 0:
             return -100
@@ -240,7 +243,9 @@ cdef int echo_loop(load_t *rx, load_t *tx, uint32_t tx_head, uint64_t *nanosecon
                 cpu_relax()
         elif recv(rx.wire_fd, back, sizeof(back), 0) < 0:
             return 1
-        nanoseconds[i] = clock_ns() - begin
+        now = clock_ns()
+        histogram_add(&rx.latency, now - begin)
+        rx.frames += 1
         while True:
             code = ring_pop(tx.ring, &head, &length)
             if code == RING_USED:
@@ -250,7 +255,25 @@ cdef int echo_loop(load_t *rx, load_t *tx, uint32_t tx_head, uint64_t *nanosecon
             if clock_ns() - begin > DRAIN_NS:
                 return 1
             cpu_relax()
+        if gauge_tick(rx.gauge, now, rx.frames):
+            break
+    elapsed[0] = now - start
     return 0
+
+
+cdef void begin_load(load_t *load, Virtqueue queue, Gauge gauge):
+    memset(load, 0, sizeof(load[0]))
+    histogram_clear(&load.latency)
+    load.ring = &queue.ring
+    load.gauge = &gauge.gauge
+    load.kick_fd = queue.kick_fd.number
+    load.call_fd = queue.call_fd.number
+
+
+cdef counters(load_t *load, uint64_t elapsed, uint64_t kicks, uint64_t publishes):
+    return Counters(
+        load.frames, load.bytes, elapsed, load.ring.kicks - kicks, load.ring.publishes - publishes, load.sleeps,
+        load.calls, histogram_of(&load.latency))
 
 
 cdef check(int code, Virtqueue queue):
@@ -262,12 +285,14 @@ cdef check(int code, Virtqueue queue):
         raise DeviceTimeout(f"{queue.ring.in_flight} frames did not come back")
 
 
-def tx_load(Virtqueue queue, *, frame, header, depth, poll=False, duration_ns):
+def tx_load(Virtqueue queue, *, frame, header, depth, poll=False, duration_ns, Gauge gauge=None):
     """Send `frame` behind `header`, both bytes, as fast as it is taken, `depth` at a time; return Counters.
 
     The queue must be idle. Raises LocalProtocolError without room, DeviceTimeout, DeviceError.
     """
     queue._check()
+    if gauge is None:
+        gauge = Gauge(1)
     arena = queue.arena
     data = header + frame
     if depth < 1 or depth > queue.free or queue.in_flight:
@@ -279,17 +304,15 @@ def tx_load(Virtqueue queue, *, frame, header, depth, poll=False, duration_ns):
     cdef uint32_t *idle = <uint32_t *>calloc(depth, sizeof(uint32_t))
     cdef uint32_t total = depth
     cdef int code
-    load.ring = &queue.ring
-    load.frames = load.bytes = load.sleeps = load.calls = 0
+    begin_load(&load, queue, gauge)
     load.poll = poll
     load.depth = depth
     load.frame_len = len(frame)
-    load.kick_fd = queue.kick_fd.number
-    load.call_fd = queue.call_fd.number
+    load.start_ns = <uint64_t *>calloc(queue.ring.size, sizeof(uint64_t))
     kicks, publishes = queue.ring.kicks, queue.ring.publishes
     lost = True
     try:
-        if idle == NULL:
+        if idle == NULL or load.start_ns == NULL:
             raise MemoryError
         for i in range(depth):
             arena.write(gpa + i * len(data), data)
@@ -300,15 +323,14 @@ def tx_load(Virtqueue queue, *, frame, header, depth, poll=False, duration_ns):
             code = tx_loop(&load, idle, total, duration, &elapsed)
         check(code, queue)
         lost = False
-        return Counters(
-            load.frames, load.bytes, elapsed, queue.ring.kicks - kicks, queue.ring.publishes - publishes, load.sleeps,
-            load.calls)
+        return counters(&load, elapsed, kicks, publishes)
     finally:
         if not lost:
             for i in range(depth):
                 ring_give(&queue.ring, idle[i])
             arena.free(gpa)
         free(idle)
+        free(load.start_ns)
 
 
 cdef class Buffers:
@@ -337,7 +359,7 @@ cdef class Buffers:
 
 
 def rx_load(
-    Virtqueue queue, *, wire_fd, frame, header_len, depth, buffer_len, window, poll=False, duration_ns
+    Virtqueue queue, *, wire_fd, frame, header_len, depth, buffer_len, window, poll=False, duration_ns, Gauge gauge=None
 ):
     """Send `frame` (with its vnet header, if the socket takes one) to the tap and count what arrives; return Counters.
 
@@ -346,6 +368,8 @@ def rx_load(
     queue._check()
     if depth > queue.free or queue.in_flight:
         raise LocalProtocolError(f"load: {depth} buffers do not fit {queue.free}")
+    if gauge is None:
+        gauge = Gauge(1)
     cdef Buffers buffers = Buffers(queue, depth, buffer_len)
     cdef load_t load
     cdef uint64_t elapsed = 0
@@ -357,16 +381,13 @@ def rx_load(
     cdef int code
     vec.iov_base = <void *>&data[0]
     vec.iov_len = len(frame)
-    load.ring = &queue.ring
-    load.frames = load.bytes = load.sleeps = load.calls = 0
+    begin_load(&load, queue, gauge)
     load.poll = poll
     load.depth = depth
     load.window = window
     load.header_len = header_len
     load.buffer_at = buffers.at
     load.wire_fd = wire_fd
-    load.kick_fd = queue.kick_fd.number
-    load.call_fd = queue.call_fd.number
     kicks, publishes = queue.ring.kicks, queue.ring.publishes
     try:
         if burst == NULL:
@@ -380,51 +401,48 @@ def rx_load(
         with nogil:
             code = rx_loop(&load, burst, duration, &elapsed)
         check(code, queue)
-        return Counters(
-            load.frames, load.bytes, elapsed, queue.ring.kicks - kicks, queue.ring.publishes - publishes, load.sleeps,
-            load.calls)
+        return counters(&load, elapsed, kicks, publishes)
     finally:
         free(burst)
 
 
-def echo_load(Virtqueue rx, Virtqueue tx, *, wire_fd, frame, reply, header, poll=False, count):
-    """Send `frame` to the guest, which answers `reply` behind `header`, `count` times; return each time in ns.
+def echo_load(
+    Virtqueue rx, Virtqueue tx, *, wire_fd, frame, reply, header, poll=False, duration_ns, Gauge gauge=None
+):
+    """Send `frame` to the guest, which answers `reply` behind `header`, for `duration_ns`; return Counters.
 
-    The host waits for any frame on `wire_fd`, a blocking socket of the tap.
+    The host waits for any frame on `wire_fd`, a blocking socket of the tap. kicks and publishes are the receive ring's.
     """
+    if gauge is None:
+        gauge = Gauge(1)
     cdef Buffers buffers = Buffers(rx, 16, 2048)
     cdef load_t inward, outward
     cdef uint64_t one = 1
+    cdef uint64_t duration = duration_ns
+    cdef uint64_t elapsed = 0
     cdef const unsigned char[::1] data = frame
-    cdef uint64_t *times = <uint64_t *>calloc(count, sizeof(uint64_t))
     cdef uint32_t head
-    cdef uint64_t total = count
     cdef int code
-    if times == NULL:
-        raise MemoryError
-    try:
-        inward.ring = &rx.ring
-        inward.sleeps = inward.calls = 0
-        inward.poll = poll
-        inward.wire_fd = wire_fd
-        inward.frame = &data[0]
-        inward.frame_len = len(frame)
-        inward.buffer_at = buffers.at
-        inward.kick_fd = rx.kick_fd.number
-        inward.call_fd = rx.call_fd.number
-        outward.ring = &tx.ring
-        outward.kick_fd = tx.kick_fd.number
-        gpa = tx.arena.alloc(len(header) + len(reply))
-        tx.arena.write(gpa, header + reply)
-        head = <uint32_t>ring_take(&tx.ring, 1, 0)
-        tx._write_desc(head, gpa, len(header) + len(reply), 0, 0)
-        if ring_publish(&rx.ring):
-            write(inward.kick_fd, &one, 8)
-        ring_disarm(&rx.ring)
-        ring_disarm(&tx.ring)
-        with nogil:
-            code = echo_loop(&inward, &outward, head, times, total)
-        check(code, rx)
-        return sorted([times[i] for i in range(count)])
-    finally:
-        free(times)
+    begin_load(&inward, rx, gauge)
+    begin_load(&outward, tx, gauge)
+    inward.poll = poll
+    inward.wire_fd = wire_fd
+    inward.frame = &data[0]
+    inward.frame_len = len(frame)
+    inward.buffer_at = buffers.at
+    kicks, publishes = rx.ring.kicks, rx.ring.publishes
+    gpa = tx.arena.alloc(len(header) + len(reply))
+    tx.arena.write(gpa, header + reply)
+    head = <uint32_t>ring_take(&tx.ring, 1, 0)
+    tx._write_desc(head, gpa, len(header) + len(reply), 0, 0)
+    if ring_publish(&rx.ring):
+        write(inward.kick_fd, &one, 8)
+    ring_disarm(&rx.ring)
+    ring_disarm(&tx.ring)
+    with nogil:
+        code = echo_loop(&inward, &outward, head, duration, &elapsed)
+    check(code, rx)
+    ring_give(&tx.ring, head)
+    tx.arena.free(gpa)
+    inward.bytes = inward.frames * inward.frame_len
+    return counters(&inward, elapsed, kicks, publishes)

@@ -122,9 +122,7 @@ def compare(
     return Comparison(names, standings)
 
 
-def _once(
-    entrant: Contender, row: Row, medium: Medium, settings: Settings, folder: Path | None
-) -> Measurement | None:
+def _once(entrant: Contender, row: Row, medium: Medium, settings: Settings, folder: Path | None) -> Measurement | None:
     with tempfile.TemporaryDirectory(prefix="vhostd-bench-", dir=folder) as place:
         sock = socket_in(Path(place), "s.sock")
         command = entrant.command(row.job, sock, medium.path, medium.length)

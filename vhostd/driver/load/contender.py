@@ -49,12 +49,10 @@ class Contender:
         if template is None:
             return None
         try:
-            text = template.format(
-                sock=shlex.quote(str(sock)), img=shlex.quote(str(img)), queues=job.queues, size=size
-            )
+            text = template.format(sock=shlex.quote(str(sock)), img=shlex.quote(str(img)), queues=job.queues, size=size)
         except (KeyError, IndexError, ValueError) as error:
             raise BenchError(
-                f"{self.name}: in the command only {{sock}}, {{img}}, {{queues}} and {{size}} stand in braces, not {error}"
+                f"{self.name}: its command may have {{sock}}, {{img}}, {{queues}} and {{size}}, not {error}"
             ) from error
         return shlex.split(text)
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from vhostd import __version__
+from vhostd.driver.load.cards import NetMeasurement
 from vhostd.driver.load.compare import Comparison, Standing
 from vhostd.driver.load.histogram import PERCENTILES, Histogram
 from vhostd.driver.load.measure import Measurement
@@ -58,7 +59,7 @@ def result(one: Result) -> dict[str, Any]:
     }
 
 
-def measurement(one: Measurement) -> dict[str, Any]:
+def measurement(one: Measurement | NetMeasurement) -> dict[str, Any]:
     """Return a measurement with its job."""
     return {
         "job": dataclasses.asdict(one.job),
@@ -76,7 +77,7 @@ def measurement(one: Measurement) -> dict[str, Any]:
     }
 
 
-def single(one: Measurement, calibration: Result | None) -> dict[str, Any]:
+def single(one: Measurement | NetMeasurement, calibration: Result | None) -> dict[str, Any]:
     """Return the document of one measurement."""
     return {**head(), **measurement(one), "calibration": None if calibration is None else result(calibration)}
 

@@ -80,7 +80,9 @@ class Job:
         if self.ring == "packed" and not offered & Feature.RING_PACKED:
             raise BenchError(f"{self.name}: the back-end does not offer RING_PACKED; use --ring split")
         if capacity_len < self.block_len * self.queues:
-            raise BenchError(f"{self.name}: a disk of {capacity_len} bytes has no {self.queues} blocks of {self.block_len}")
+            raise BenchError(
+                f"{self.name}: a disk of {capacity_len} bytes has no {self.queues} blocks of {self.block_len}"
+            )
         if self.verify and capacity_len // self.block_len // self.queues < 2 * self.depth:
             raise BenchError(f"{self.name}: --verify wants twice as many blocks for each queue as requests in flight")
 

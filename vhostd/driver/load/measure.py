@@ -21,7 +21,7 @@ SYSCALL_SECONDS = 0.25  # of the pass that counts them
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure. Times in seconds; `cpus` are the generator's, empty for any; `syscalls`: auto, perf, strace, off."""
+    """How to measure. Times in seconds; `cpus`: the generator's, empty for any; `syscalls`: auto, perf, strace, off."""
 
     seconds: float = 2.0
     warm_up: float = 0.5
@@ -67,9 +67,7 @@ def connected(path: str | os.PathLike[str], job: Job) -> Iterator[Session]:
         yield session
 
 
-def measure(
-    path: str | os.PathLike[str], job: Job, settings: Settings, *, watch: Watcher | None = None
-) -> Measurement:
+def measure(path: str | os.PathLike[str], job: Job, settings: Settings, *, watch: Watcher | None = None) -> Measurement:
     """Warm the back-end at `path` up, run the job, and say what came of it.
 
     A verified job reads everything it has written once more at the end. System calls are counted in a pass of their

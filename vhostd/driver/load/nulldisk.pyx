@@ -36,9 +36,6 @@ from vhostd.spec.layout cimport (
 
 from vhostd.errors import LocalProtocolError
 
-cdef extern from * nogil:
-    void __builtin_prefetch(const void *address)
-
 cdef enum:
     BATCH = 8  # used elements of one cache line
 
@@ -116,7 +113,7 @@ cdef class NullDisk:
         cdef ring_t *ring = &self.queue.ring
         cdef uint16_t avail
         cdef uint16_t count
-        cdef uint16_t i
+        cdef uint16_t _i
         cdef uint16_t old
         cdef uint64_t one = 1
         cdef bint wanted
@@ -135,7 +132,7 @@ cdef class NullDisk:
             if count > BATCH:
                 count = BATCH
             old = self.next_used
-            for i in range(count):
+            for _i in range(count):
                 self.serve(
                     load_relaxed_u16(&(&ring.avail.ring[0])[self.next_avail % ring.size]),
                     &(&ring.used.ring[0])[self.next_used % ring.size],

@@ -1,14 +1,17 @@
 """Pictures of what was measured, drawn by matplotlib, which is an extra."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vhostd.driver.load.cards import NetMeasurement
 from vhostd.driver.load.compare import Comparison, Standing
 from vhostd.driver.load.errors import BenchError
 from vhostd.driver.load.histogram import Histogram
 from vhostd.driver.load.measure import Measurement
 from vhostd.driver.load.result import SAMPLE_NS
+from vhostd.driver.load.tables import kinds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,17 +30,16 @@ def check(path: Path) -> None:
     if not path.resolve().parent.is_dir():
         raise BenchError(f"--plot {path}: there is no such folder")
     try:
-        import matplotlib as _  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
     except ImportError:
         raise BenchError("--plot needs matplotlib: pip install 'vhostd[plot]'") from None
 
 
-def draw_single(path: Path, one: Measurement, title: str) -> None:
+def draw_single(path: Path, one: Measurement | NetMeasurement, title: str) -> None:
     """Draw one job: latency distribution, and requests a second over time."""
     figure = _figure(11, 4.6)
     left, right = figure.subplots(1, 2)
-    kinds = [("reads", one.result.reads), ("writes", one.result.writes), ("flushes", one.result.flushes)]
-    _latency(left, [kind for kind in kinds if kind[1].count])
+    _latency(left, [kind for kind in kinds_of(one) if kind[1].count])
     _over_time(right, [(one.backend, [one.result.samples])])
     _save(figure, path, title)
 
@@ -63,7 +65,7 @@ def _draw_job(path: Path, found: Comparison, standing: Standing) -> None:
 
 
 def _draw_jobs(path: Path, found: Comparison, drawn: Sequence[Standing]) -> None:
-    figure = _figure(11, 1.6 + 0.28 * len(drawn) * (len(found.names) + 1))
+    figure = _figure(11, 1.7 + 0.2 * len(drawn) * (len(found.names) + 1))
     left, right = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(found.names)
     for number, name in enumerate(found.names):
@@ -78,34 +80,39 @@ def _draw_jobs(path: Path, found: Comparison, drawn: Sequence[Standing]) -> None
             ratios.append(median)
             below.append(max(0.0, median - min(each)))
             above.append(max(0.0, max(each) - median))
-            costs.append((standing.cpu_ns(name) or 0) / 1e3)
+            costs.append((standing.cpu_ns(name) or math.nan) / 1e3)
         colour = _COLOURS[number % len(_COLOURS)]
         whiskers = {"elinewidth": 0.9, "ecolor": "#333333", "capsize": 1.5}
         left.barh(places, ratios, height * 0.92, label=name, color=colour, xerr=(below, above), error_kw=whiskers)
         right.barh(places, costs, height * 0.92, color=colour)
-        for place, ratio, spread in zip(places, ratios, above, strict=True):
+        for at, ratio, spread in zip(places, ratios, above, strict=True):
             left.annotate(
-                f"{ratio:.2f}", (ratio + spread, place), (4, 0), textcoords="offset points", va="center", fontsize=7
-            )
+                f"{ratio:.2f}", (ratio + spread, at), (4, 0), textcoords="offset points", va="center", fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+            )  # fmt: skip
     for place, standing in enumerate(drawn):
         if standing.row.goal:
             mark = left.plot([standing.row.goal] * 2, [place - 0.45, place + 0.45], color="#333333", ls=":", lw=1.3)
             mark[0].set_label("goal" if place == next(i for i, s in enumerate(drawn) if s.row.goal) else "_")
     left.set_yticks(range(len(drawn)), [standing.row.job.name for standing in drawn])
-    left.invert_yaxis()
+    left.set_ylim(len(drawn) - 0.5, -0.5)
     left.set_xlabel("requests/s, as a ratio to the best rival (log)")
     left.set_xscale("log")
-    _plain_log(left.xaxis)
     low, high = left.get_xlim()
     left.set_xlim(min(low, 0.4), max(high * 1.35, 1.5))
+    _plain_log(left)
     left.axvline(1, color="#333333", lw=0.8)
-    right.set_xlabel("back-end's CPU, µs/request")
+    right.set_xlabel("back-end's CPU, µs/request (log)")
+    right.set_xscale("log")
+    _plain_log(right)
     for axes in (left, right):
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-    _save(figure, path, f"{found.subject} beside {', '.join(found.names[1:]) or 'nobody'}: medians, whiskers are rounds")
+    _save(
+        figure, path, f"{found.subject} beside {', '.join(found.names[1:]) or 'nobody'}: medians, whiskers are rounds"
+    )
 
 
 def _base(found: Comparison, standing: Standing) -> float:
@@ -135,10 +142,14 @@ def _latency(axes: "Axes", curves: Sequence[tuple[str, Histogram]]) -> None:
     axes.set_ylim(shares[-1] * 0.6, 1.3)
     axes.set_xlabel("latency, µs (log)")
     axes.set_ylabel("percentile of requests")
-    _plain_log(axes.xaxis)
-    axes.set_title("latency", fontsize=10)
+    axes.invert_yaxis()
+    _plain_log(axes)
+    axes.set_title("how many requests were at least that fast", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    if curves:
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    else:
+        axes.text(0.5, 0.5, "not measured: nothing comes back", transform=axes.transAxes, ha="center")
 
 
 def _over_time(axes: "Axes", courses: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> None:
@@ -159,7 +170,7 @@ def _over_time(axes: "Axes", courses: Sequence[tuple[str, Sequence[Sequence[int]
     axes.set_xlim(left=0)
     axes.set_xlabel("time, s")
     axes.set_ylabel("requests/s, thousands")
-    axes.set_title(f"course, intervals of {step:g} s", fontsize=10)
+    axes.set_title(f"requests over time, intervals of {step:g} s", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, ncols=3)
 
@@ -168,11 +179,14 @@ def _us(ns: float) -> str:
     return f"{ns / 1e3:,.0f}" if ns >= 1e5 else f"{ns / 1e3:.3g}"
 
 
-def _plain_log(axis: Any) -> None:
-    """Number a logarithmic axis as people do: 1, 2, 5, 10, not powers."""
+def _plain_log(axes: "Axes") -> None:
+    """Number a logarithmic axis as people do: 1, 2, 5, 10, not powers; fewer where they would touch."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    axis = axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=99))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -5,6 +5,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from vhostd.driver.hotloop import Counters, block_load
 from vhostd.driver.load.gauge import Gauge
@@ -21,6 +22,7 @@ SWEEP_SECONDS = 3600.0
 LOOK_SECONDS = 0.1  # between two looks at a load that somebody watches
 BLOCKS_MAX = 1 << 32  # what the loop's choice of a block can tell apart
 
+T = TypeVar("T")
 Watcher = Callable[[float, int, bool], None]  # seconds so far, requests so far, whether it is over
 
 
@@ -91,7 +93,7 @@ def run_job(
             **bounds,
         )
 
-    counters = _in_threads(one, job.queues, gauges, watch)
+    counters = in_threads(one, job.queues, gauges, watch)
     _check(job, counters, books)
     return _result(counters, gauges)
 
@@ -121,7 +123,7 @@ def sweep(session: Session, job: Job, books: Sequence[Ledger]) -> int:
             gauge=gauges[index],
         )
 
-    counters = _in_threads(one, job.queues, gauges, None)
+    counters = in_threads(one, job.queues, gauges, None)
     _check(job, counters, books)
     return sum(c.ios for c in counters)
 
@@ -130,10 +132,8 @@ def _blocks(session: Session, job: Job) -> int:
     return min(disk_len(session) // job.block_len, BLOCKS_MAX - 1)
 
 
-def _in_threads(
-    one: Callable[[int], Counters], queues: int, gauges: Sequence[Gauge], watch: Watcher | None
-) -> list[Counters]:
-    """Call `one` for each queue, in threads that an exception here stops before it goes on its way."""
+def in_threads(one: Callable[[int], T], queues: int, gauges: Sequence[Gauge], watch: Watcher | None) -> list[T]:
+    """Call `one` for each queue, in threads whose loops an exception here stops before it goes on its way."""
     begin = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(queues) as pool:
         running = [pool.submit(one, index) for index in range(queues)]
@@ -160,15 +160,15 @@ def _check(job: Job, counters: Sequence[Counters], books: Sequence[Ledger]) -> N
     if errors := sum(c.errors for c in counters):
         status, kind, sector = next(c.failed for c in counters if c.failed is not None)
         name = Request(kind).name if kind in set(Request) else str(kind)
-        raise DeviceError(f"{job.name}: {errors} requests failed; the first: {name} at sector {sector}, status {status}")
+        raise DeviceError(
+            f"{job.name}: {errors} requests failed; the first: {name} at sector {sector}, status {status}"
+        )
     if short := sum(c.short for c in counters):
         raise DeviceError(f"{job.name}: {short} requests were used with a wrong length (2.7.8.2)")
 
 
 def _result(counters: Sequence[Counters], gauges: Sequence[Gauge]) -> Result:
-    reads, writes, flushes = (
-        Histogram.sum(Histogram(*c.latency[kind]) for c in counters) for kind in range(3)
-    )
+    reads, writes, flushes = (Histogram.sum(Histogram(*c.latency[kind]) for c in counters) for kind in range(3))
     return Result(
         ios=sum(c.ios for c in counters),
         transferred_len=sum(c.bytes for c in counters),

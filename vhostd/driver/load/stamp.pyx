@@ -136,6 +136,6 @@ def read_stamp(data):
     if len(data) != SECTOR_BYTES:
         raise LocalProtocolError(f"stamp: {len(data)} bytes are no sector")
     cdef const uint64_t *word = <const uint64_t *>&view[0]
-    return Stamp(
-        word[0], <uint32_t>word[1], word[2], stamp_check(&view[0], SECTOR_BYTES, word[0], <uint32_t>word[1], word[2], False) < 0
-    )
+    cdef uint32_t generation = <uint32_t>word[1]
+    intact = stamp_check(&view[0], SECTOR_BYTES, word[0], generation, word[2], False) < 0
+    return Stamp(word[0], generation, word[2], intact)

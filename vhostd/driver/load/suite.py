@@ -16,7 +16,7 @@ class Row:
     cpu_goal: float = 0.0
 
 
-_K128 = {"block_len": 131072, "depth": 8, "sequential": True}
+_K128 = Job("read 128k QD8 event", 131072, 8, sequential=True)
 
 ROWS = (
     Row(Job("randread 4k QD1 event"), 2.2),
@@ -27,8 +27,8 @@ ROWS = (
     Row(Job("randwrite 4k QD32 event", depth=32, write_percent=100), 2.8),
     Row(Job("randrw 4k QD32 event", depth=32, write_percent=30)),
     Row(Job("randwrite 4k QD32 event large folios", depth=32, write_percent=100, folios="large"), 20.0),
-    Row(Job("read 128k QD8 event", **_K128), 1.6),
-    Row(Job("write 128k QD8 event", write_percent=100, **_K128), 2.2),
+    Row(_K128, 1.6),
+    Row(dataclasses.replace(_K128, name="write 128k QD8 event", write_percent=100), 2.2),
     Row(Job("randread 4k QD32 event 2 queues", depth=32, queues=2), 4.5),
     Row(Job("null randread 4k QD32 event", depth=32, image="null"), 3.8),
     Row(Job("direct randread 4k QD32 event", depth=32, image="direct", cache="cold"), 1.0, 0.5),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from vhostd.driver.load.cards import NetMeasurement
 from vhostd.driver.load.compare import Comparison, Ratio, Standing
 from vhostd.driver.load.histogram import PERCENTILES, Histogram
 from vhostd.driver.load.measure import Measurement
@@ -60,39 +61,63 @@ def latency_table(kinds: Sequence[tuple[str, Histogram]]) -> list[str]:
     return table(head, rows)
 
 
-def kinds_of(result: Result, *, discards: bool = False) -> list[tuple[str, Histogram]]:
+def kinds_of(one: Measurement | NetMeasurement) -> list[tuple[str, Histogram]]:
     """Return the names and latencies of what a job did, apart."""
-    writes = "writes, discards" if discards else "writes"
+    result = one.result
+    if isinstance(one, NetMeasurement):
+        return [("there and back" if one.job.rw == "echo" else "until returned", result.reads)]
+    writes = "writes, discards" if one.job.discard_percent else "writes"
     return [("reads", result.reads), (writes, result.writes), ("flushes", result.flushes)]
 
 
 def report(one: Measurement, calibration: Result | None = None) -> list[str]:
     """Return what one measurement has to say."""
     result, job = one.result, one.job
-    lines = [
-        f"{result.ios:,} requests in {result.seconds:.2f} s: {result.iops / 1e3:,.1f} kIOPS, "
-        f"{result.bandwidth / 1e6:,.0f} MB/s"
-    ]
+    rates = f"{result.iops / 1e3:,.1f} kIOPS, {result.bandwidth / 1e6:,.0f} MB/s"
+    lines = [f"{result.ios:,} requests in {result.seconds:.2f} s: {rates}"]
     if job.rate:
         lines.append(
             f"asked for {job.rate:,} a second: "
-            + (f"{result.unsent:,} were due and found no room in the queue" if result.unsent else "all were sent in time")
+            + (
+                f"{result.unsent:,} were due and found no room in the queue"
+                if result.unsent
+                else "all were sent in time"
+            )
         )
-    lines += ["", *latency_table(kinds_of(result, discards=bool(job.discard_percent))), ""]
-    each = max(result.ios, 1)
-    calls = count(one.syscalls) if one.syscalls is not None else f"{one.note or 'not counted'}"
-    lines.append(f"back-end        {one.backend}, process {one.pid}")
-    cpu = "not readable" if one.cpu_ns is None else f"{us(one.cpu_ns)} us a request"
-    lines.append(f"  CPU           {cpu}")
-    lines.append(f"  system calls  {calls}{' a request' if one.syscalls is not None else ''}")
-    lines.append(f"notifications   {count(result.kicks / each)} kicks and {count(result.calls / each)} calls a request")
+    lines += ["", *latency_table(kinds_of(one)), "", *_costs(one, "a request")]
     if one.swept is not None:
-        lines.append(f"verified        every read, and at the end all {one.swept:,} blocks that were written: all right")
+        lines.append(
+            f"verified        every read, and at the end all {one.swept:,} blocks that were written: all right"
+        )
     elif job.verify:
         lines.append("verified        every read: all right")
     if calibration is not None:
         lines.append(f"calibration     {calibration.iops / 1e6:.1f} million requests/s with a disk that does nothing")
     return lines
+
+
+def net_report(one: NetMeasurement) -> list[str]:
+    """Return what one measurement of a card has to say."""
+    result = one.result
+    rates = f"{result.iops / 1e3:,.1f} thousand/s, {8 * result.bandwidth / 1e9:,.2f} Gbit/s"
+    lines = [f"{result.ios:,} frames in {result.seconds:.2f} s: {rates}"]
+    if one.arrived is not None:
+        lines.append(f"the tap has counted {one.arrived:,} of them, {max(0, result.ios - one.arrived):,} less")
+    if result.latency.count:
+        lines += ["", *latency_table(kinds_of(one))]
+    return [*lines, "", *_costs(one, "a frame")]
+
+
+def _costs(one: Measurement | NetMeasurement, per: str) -> list[str]:
+    each = max(one.result.ios, 1)
+    cpu = "not readable" if one.cpu_ns is None else f"{us(one.cpu_ns)} us {per}"
+    calls = one.note or "not counted" if one.syscalls is None else f"{count(one.syscalls)} {per}"
+    return [
+        f"back-end        {one.backend}, process {one.pid}",
+        f"  CPU           {cpu}",
+        f"  system calls  {calls}",
+        f"notifications   {count(one.result.kicks / each)} kicks and {count(one.result.calls / each)} calls {per}",
+    ]
 
 
 def idle_report(one: Measurement) -> list[str]:
