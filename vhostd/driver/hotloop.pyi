@@ -1,8 +1,8 @@
 import builtins
 from typing import NamedTuple
 
-from vhostd.driver.load.gauge import Gauge
-from vhostd.driver.load.stamp import Ledger
+from vhostd.driver.gauge import Gauge
+from vhostd.driver.stamp import Ledger
 from vhostd.driver.virtqueue import Virtqueue
 
 class Counters(NamedTuple):

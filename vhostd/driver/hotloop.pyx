@@ -16,9 +16,9 @@ from posix.unistd cimport read, write
 
 from vhostd.atomics cimport cpu_relax, load_acquire_u16
 from vhostd.driver.clock cimport POLLIN, clock_ns, poll_ns, pollfd, timer_slack
-from vhostd.driver.load.buckets cimport histogram_add, histogram_clear, histogram_of, histogram_t
-from vhostd.driver.load.gauge cimport Gauge, gauge_begin, gauge_t, gauge_tick
-from vhostd.driver.load.stamp cimport (
+from vhostd.driver.buckets cimport histogram_add, histogram_clear, histogram_of, histogram_t
+from vhostd.driver.gauge cimport Gauge, gauge_begin, gauge_t, gauge_tick
+from vhostd.driver.stamp cimport (
     GENERATION_BUSY,
     SECTOR_BYTES,
     Ledger,

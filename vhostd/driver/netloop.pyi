@@ -1,6 +1,6 @@
 from typing import NamedTuple
 
-from vhostd.driver.load.gauge import Gauge
+from vhostd.driver.gauge import Gauge
 from vhostd.driver.virtqueue import Virtqueue
 
 class Counters(NamedTuple):

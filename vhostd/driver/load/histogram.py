@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Self
 
-from vhostd.driver.load.buckets import BUCKET_COUNT, bucket_bounds, filled
+from vhostd.driver.buckets import BUCKET_COUNT, bucket_bounds, filled
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 

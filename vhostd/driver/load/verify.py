@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vhostd.driver.load.stamp import read_stamp, stamped
+from vhostd.driver.stamp import read_stamp, stamped
 from vhostd.errors import DeviceError
 from vhostd.spec.blk import SECTOR_LEN
 
