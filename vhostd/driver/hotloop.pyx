@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.unistd cimport read, write
 
-from vhostd.atomics cimport cpu_relax, load_acquire_u16
+from vhostd.atomics cimport cpu_relax
 from vhostd.driver.clock cimport POLLIN, clock_ns, poll_ns, pollfd, timer_slack
 from vhostd.driver.buckets cimport histogram_add, histogram_clear, histogram_of, histogram_t
 from vhostd.driver.gauge cimport Gauge, gauge_begin, gauge_t, gauge_tick
@@ -34,6 +34,7 @@ from vhostd.driver.virtqueue cimport (
     ring_arm,
     ring_disarm,
     ring_give,
+    ring_has_used,
     ring_offer,
     ring_pop,
     ring_publish,
@@ -51,6 +52,7 @@ from vhostd.spec.layout cimport (
     DESC_F_WRITE,
     blk_header_t,
     blk_segment_t,
+    packed_desc_t,
     vring_desc_t,
 )
 
@@ -120,6 +122,7 @@ cdef struct load_t:
     uint32_t discard_percent
     uint32_t flush_every
     uint32_t unflushed  # writes since the last flush
+    bint packed_tables  # indirect tables of a packed ring: in order, without NEXT (2.8.7)
     bint sequential
     bint sweep  # each written block once, then the end
     bint poll
@@ -159,15 +162,22 @@ cdef inline uint64_t due_ns(load_t *load) noexcept nogil:
     return load.begin_ns + (load.sent * load.share + load.turn) * 1000000000 // load.rate
 
 
+cdef void put(load_t *load, vring_desc_t *desc, uint64_t addr, uint32_t length, uint16_t flags) noexcept nogil:
+    """Write a descriptor of a table, or of a ring's own book: which comes next is there already."""
+    desc.addr = addr
+    desc.len = length
+    if load.packed_tables:
+        (<packed_desc_t *>desc).flags = flags & DESC_F_WRITE
+    else:
+        desc.flags = flags
+
+
 cdef void shape(load_t *load, slot_t *slot, uint32_t kind) noexcept nogil:
     """Write the descriptors of a slot's data for another kind of request."""
     cdef uint32_t i
-    cdef vring_desc_t *desc
+    cdef uint16_t flags = DESC_F_NEXT | DESC_F_WRITE if kind == READ else DESC_F_NEXT
     for i in range(load.segments):
-        desc = slot.desc[i]
-        desc.addr = slot.data_gpa + <uint64_t>i * load.segment_len
-        desc.len = load.segment_len
-        desc.flags = DESC_F_NEXT | DESC_F_WRITE if kind == READ else DESC_F_NEXT
+        put(load, slot.desc[i], slot.data_gpa + <uint64_t>i * load.segment_len, load.segment_len, flags)
     slot.desc[load.segments - 1].len = load.block_len - (load.segments - 1) * load.segment_len
     if kind == DISCARD:
         slot.desc[0].addr = slot.segment_gpa
@@ -335,7 +345,7 @@ cdef void wait(load_t *load, uint64_t now) noexcept nogil:
     cdef int spin = SPINS_OPEN if load.rate else SPINS
     cdef pollfd waiting
     if load.poll:
-        while spin and load_acquire_u16(&ring.used.idx) == ring.last_used:
+        while spin and not ring_has_used(ring):
             cpu_relax()
             spin -= 1
         return
@@ -377,7 +387,7 @@ cdef int run_loop(load_t *load, uint64_t duration_ns, uint64_t *elapsed_ns) noex
                 write(load.kick_fd, &one, 8)
             if stopping:
                 elapsed_ns[0] = now - begin
-        if load_acquire_u16(&ring.used.idx) == ring.last_used:
+        if not ring_has_used(ring):
             wait(load, now)
         now = clock_ns()
         count = reap(load, now)
@@ -498,6 +508,7 @@ def block_load(
         load.write_percent = write_percent
         load.discard_percent = discard_percent
         load.flush_every = flush_every
+        load.packed_tables = queue.packed and queue.indirect
         load.sequential = sequential or sweep
         load.sweep = sweep
         load.poll = poll
@@ -535,16 +546,16 @@ def block_load(
             for step in range(total):
                 if queue.indirect:
                     desc = <vring_desc_t *>&table_view[i * table_len + 16 * step]
-                    desc.next = <uint16_t>(step + 1) if step + 1 < total else 0
+                    if not load.packed_tables:
+                        desc.next = <uint16_t>(step + 1) if step + 1 < total else 0
                 else:
                     desc = &load.ring.desc[at]
                     at = load.ring.link[at]
                     desc.next = <uint16_t>at if step + 1 < total else 0
                 descs[i * (load.segments + 2) + step] = desc
-            desc = descs[i * (load.segments + 2)]
-            desc.addr, desc.len, desc.flags = cells + i * CELL_LEN, 16, DESC_F_NEXT
-            desc = descs[i * (load.segments + 2) + total - 1]
-            desc.addr, desc.len, desc.flags = cells + i * CELL_LEN + STATUS_AT, 1, DESC_F_WRITE
+            at = i * (load.segments + 2)
+            put(load, descs[at], cells + i * CELL_LEN, sizeof(blk_header_t), DESC_F_NEXT)
+            put(load, descs[at + total - 1], cells + i * CELL_LEN + STATUS_AT, 1, DESC_F_WRITE)
             if i < load.depth:
                 slot.data = <uint8_t *>&data_view[i * stride]
                 slot.data_gpa = data + i * stride

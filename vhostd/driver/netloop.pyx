@@ -13,7 +13,7 @@ from libc.string cimport memset
 from posix.uio cimport iovec
 from posix.unistd cimport read, write
 
-from vhostd.atomics cimport cpu_relax, load_acquire_u16
+from vhostd.atomics cimport cpu_relax
 from vhostd.driver.clock cimport POLLIN, clock_ns, poll_ns, pollfd
 from vhostd.driver.buckets cimport histogram_add, histogram_clear, histogram_of, histogram_t
 from vhostd.driver.gauge cimport Gauge, gauge_begin, gauge_t, gauge_tick
@@ -24,6 +24,7 @@ from vhostd.driver.virtqueue cimport (
     ring_arm,
     ring_disarm,
     ring_give,
+    ring_has_used,
     ring_offer,
     ring_pop,
     ring_publish,
@@ -84,7 +85,7 @@ cdef void wait(load_t *load, int fd) noexcept nogil:
     cdef uint64_t counter = 0
     cdef int spin = 0
     if load.poll:
-        while load_acquire_u16(&ring.used.idx) == ring.last_used and spin < SPINS:
+        while not ring_has_used(ring) and spin < SPINS:
             cpu_relax()
             spin += 1
         return
@@ -124,7 +125,7 @@ cdef int tx_loop(
                 ring_offer(ring, <uint16_t>idle[idle_count])
             if ring_publish(ring):
                 write(load.kick_fd, &one, 8)
-        if load_acquire_u16(&ring.used.idx) == ring.last_used:
+        if not ring_has_used(ring):
             wait(load, -1)
         now = clock_ns()
         while True:
@@ -172,7 +173,7 @@ cdef int rx_loop(load_t *load, mmsghdr *burst, uint64_t duration_ns, uint64_t *e
                 sent += <uint64_t>done
             elif errno != ENOBUFS and errno != EAGAIN and errno != EINTR:
                 return -100
-        elif load_acquire_u16(&ring.used.idx) == ring.last_used:
+        elif not ring_has_used(ring):
             wait(load, -1)
         offered = 0
         while True:

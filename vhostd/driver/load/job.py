@@ -77,8 +77,6 @@ class Job:
             raise BenchError(f"{self.name}: the back-end does not offer DISCARD")
         if self.flush_every and not offered & BlkFeature.FLUSH:
             raise BenchError(f"{self.name}: the back-end does not offer FLUSH")
-        if self.ring == "packed" and not offered & Feature.RING_PACKED:
-            raise BenchError(f"{self.name}: the back-end does not offer RING_PACKED; use --ring split")
         if capacity_len < self.block_len * self.queues:
             raise BenchError(
                 f"{self.name}: a disk of {capacity_len} bytes has no {self.queues} blocks of {self.block_len}"

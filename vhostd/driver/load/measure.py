@@ -58,6 +58,7 @@ def connected(path: str | os.PathLike[str], job: Job) -> Iterator[Session]:
         arena=arena,
         indirect=job.indirect,
         features=job.features,
+        packed=job.ring == "packed",
         start=False,
     ) as session:  # fmt: skip
         if session.frontend.queue_num < job.queues:
