@@ -6,7 +6,6 @@ import os
 import pytest
 
 from tests.protocol.conftest import vhostd_only
-from tests.protocol.test_net import card  # noqa: F401 - a fixture
 from tests.support.net import GUEST, HOST, frame
 from vhostd.driver.framework.device import Notify
 from vhostd.driver.framework.vioblk import IoError, VioBlk
@@ -74,7 +73,7 @@ def test_a_read_only_disk_is_asked_to_write_all_the_same(start):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_card_is_driven(card, kind):  # noqa: F811
+def test_a_card_is_driven(card, kind):
     """Frames both ways, short and long, lent and copied; stopped and everything is back."""
     running = card()
     host = running.wire()
