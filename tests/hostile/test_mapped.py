@@ -117,6 +117,47 @@ def test_a_store_behind_the_end_is_not_flushed_silently(own):
         assert not mapped(target)
 
 
+@pytest.mark.parametrize("left", [512, 3 * CHUNK + 1024, IMAGE_LEN - 1024], ids="F14-{}".format)
+def test_the_rest_of_a_page_is_no_data(own, left):
+    """F14: a file that ends within a page leaves zeroes behind its end that fault nobody; they are not the image's."""
+    target = own(queues=1)
+    with guest(target) as session:
+        driver = warm(session)
+        os.truncate(target.image, left)
+        assert driver.request(Request.IN, left // 512, read_len=512).status == StatusByte.IOERR
+        assert driver.read(left // 512 - 1, 512) == target.content[left - 512 : left]
+        assert not mapped(target)
+
+
+def test_a_lost_store_is_told_though_the_file_has_grown_again(own):
+    """F14, P2: a later write gives the file its length back, and what it had swallowed meanwhile is zeroes."""
+    target = own(queues=1)
+    left = (1 << 20) + 512
+    with guest(target) as session:
+        driver = warm(session)
+        os.truncate(target.image, left)
+        driver.request(Request.OUT, left // 512 + 1, b"x" * 512)
+        driver.write(IMAGE_LEN // 512 - 1, b"y" * 512)
+        assert os.path.getsize(target.image) == IMAGE_LEN
+        done = driver.request(Request.FLUSH)
+        kept = target.image.read_bytes()[left + 512 :][:512] == b"x" * 512
+        assert done.status == StatusByte.IOERR or kept
+
+
+def test_a_lost_store_is_told_though_a_cold_write_made_the_file_grow(own):
+    """F14, P2: nor does a write that was never copied hide what the file had swallowed."""
+    target = own(queues=1)
+    left = (1 << 20) + 512
+    with guest(target) as session:
+        driver = warm(session, IMAGE_LEN // 2)
+        os.truncate(target.image, left)
+        driver.request(Request.OUT, left // 512 + 1, b"x" * 512)
+        driver.write(IMAGE_LEN // 512 - 1, b"y" * 512)
+        done = driver.request(Request.FLUSH)
+        kept = target.image.read_bytes()[left + 512 :][:512] == b"x" * 512
+        assert done.status == StatusByte.IOERR or kept
+
+
 def test_it_is_punched_from_outside(own):
     """A hole under a warm chunk: zeroes are read, and a store is kept."""
     target = own(queues=1)
@@ -213,16 +254,25 @@ def test_holes_of_one_ring_beside_stores_of_another(own):
     assert target.image.read_bytes()[: 16 * 512] == bytes(16 * 512)
 
 
-@pytest.fixture
-def small_fs(tmp_path):
-    """A tmpfs of 3 MiB."""
+@pytest.fixture(params=["tmpfs", "ext4"])
+def small_fs(request, tmp_path):
+    """A file system of 3 MiB; ext4 finds its blocks late, at write-back."""
     place = tmp_path / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], check=True)
+    if request.param == "tmpfs":
+        words = ["-t", "tmpfs", "-o", "size=3m", "none"]
+    else:
+        disk = tmp_path / "small.ext4"
+        disk.touch()
+        os.truncate(disk, 3 * MIB)
+        subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(disk)], check=True)
+        words = ["-o", "loop", str(disk)]
+    subprocess.run(["mount", *words, str(place)], check=True)
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+@pytest.mark.root
 def test_a_file_system_that_is_full(small_fs):
     """F10: what finds no room is an error, never a dead daemon; what was written is there; it works again with room."""
     image = small_fs / "sparse.raw"
@@ -246,6 +296,33 @@ def test_a_file_system_that_is_full(small_fs):
             assert driver.read(last * 128, 4096) == b"r" * 4096
     finally:
         assert backend.stop() == 0
+
+
+@pytest.mark.root
+def test_an_image_larger_than_an_address_space(tmp_path):
+    """`--aio auto` serves what the kernel does not map, as it serves other file systems; `mapped` says why not."""
+    place = tmp_path / "wide"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], check=True)
+    try:
+        image = place / "wide.raw"
+        image.touch()
+        os.truncate(image, 1 << 48)
+        words = [sys.executable, "-m", "vhostd.cli.main", "blk", str(image), "--socket-path", str(tmp_path / "s")]
+        done = subprocess.run([*words, "--aio", "mapped"], capture_output=True, text=True, timeout=60)
+        assert done.returncode != 0
+        assert "cannot be mapped" in done.stderr
+        assert "--aio auto" in done.stderr
+        backend = start_vhostd(image, tmp_path / "t.sock", queues=1)
+        try:
+            with open_session(backend.socket) as session:
+                driver = session.block()
+                driver.write((1 << 48 >> 9) - 8, b"w" * 4096)
+                assert driver.read((1 << 48 >> 9) - 8, 4096) == b"w" * 4096
+        finally:
+            assert backend.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def test_guest_memory_vanishes_under_a_copy(own):

@@ -1,5 +1,6 @@
 """virtio-blk (5.2): what is offered, the configuration space, the serial number."""
 
+import errno
 import os
 import re
 import struct
@@ -68,7 +69,13 @@ class BlockBackend:
                 "--aio io_uring"
             )
         if self.image.can_map:
-            self.disk.map_image(self.image.size, stores=True)
+            try:
+                self.disk.map_image(self.image.size, stores=True)
+            except BackendError as error:
+                # Too large for an address space, or for what the process is given of one.
+                if options.aio == "mapped":
+                    why = f"{options.image}: {error}: take --aio auto, which serves it by system calls"
+                    raise BackendError(why) from error
         elif options.aio == "mapped":
             raise ConfigError(
                 f"{options.image}: only files on ext4, XFS and tmpfs are mapped: take --aio auto, which does what can "
@@ -144,6 +151,8 @@ class BlockBackend:
             # What completed before must not be less durable than what follows.
             try:
                 os.fdatasync(self.image.fd.number)
+                if self.disk.stores_lost:
+                    raise OSError(errno.EIO, "the image was cut short")
             except OSError as error:
                 self.disk.fail_flushes()  # the kernel tells it once: the guest's next flush would not hear of it
                 self.write_cache = before

@@ -16,7 +16,7 @@ cdef struct blk_map_t:
     uint64_t len  # bytes
     uint32_t stores  # writes may go through it, too
     uint32_t shrunk  # the file was found shorter than `len`: the mapping is used no more
-    uint32_t stored  # something was stored since the last flush
+    uint32_t stored  # something was stored, ever
     uint64_t *warm  # a bit for each chunk: allocated, and in the page cache when we last looked
     uint64_t *tried  # a bit for each chunk: was looked at and is not to be had; forgotten from time to time
     uint64_t words  # of each of the two
@@ -33,6 +33,7 @@ cdef struct engine_t:
     int (*below)(engine_t *e, blk_req_t *r, uint32_t pending, int64_t *result) noexcept nogil
     # Told of each request that was carried out, all of it. NULL: does not want to know.
     void (*finished)(engine_t *e, const blk_req_t *r) noexcept nogil
+    uint32_t size_seen  # in this turn the file was as long as the mapping; the handler's to clear
     uint64_t copies  # requests carried out by copying
     uint64_t below_count  # and by others
     int64_t major_faults  # of the worker's thread when last looked at; -1: never

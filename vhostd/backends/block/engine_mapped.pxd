@@ -16,3 +16,5 @@ cdef void mapped_finished(engine_t *e, const blk_req_t *r) noexcept nogil
 # The control thread, with no ring started. 0, or -errno with nothing mapped.
 cdef int map_image(blk_map_t *m, int fd, uint64_t len, int writable, int stores) noexcept nogil
 cdef void unmap_image(blk_map_t *m) noexcept nogil
+# Whether something that was stored may not be in the file any more, which was found shorter. Any thread, no GIL.
+cdef int stores_lost(const blk_map_t *m, int fd) noexcept nogil

@@ -10,11 +10,13 @@ HOLES     A store into a hole allocates at a moment that has no error to return.
           SEEK_HOLE finds none in it; discards and zeroing make theirs cold, before and after.
 FAULTS    A page that cannot be had, of the image (cut short, a disk error, no space after all) or of guest memory, ends
           the copy, and the request is done again below, by system calls, which tell what is really the matter.
-DURABLE   A store makes a page dirty as a write does, and a flush covers both. Durable writes go below. A file that was
-          cut short within a page swallows stores to the rest of it without a fault: so its size is compared from time
-          to time, and by each flush that stores came before, which then fails.
+DURABLE   A store makes a page dirty as a write does, and a flush covers both. Durable writes go below.
+CUT SHORT A file that ends within a page has zeroes in the rest of it, which swallow stores without a fault. So its size
+          is compared when a read ends in a zero, once a turn; from time to time; before a write that could give it its
+          length back and so hide what was swallowed; and by each flush after the first store, which then fails.
 SHARED    Bits are hints: whichever way workers race for one, a copy has the outcome of an ordinary request that races
-          the same way, or faults and is done again.
+          the same way, or faults and is done again. A bit that was set by a look before a hole was made and outlives
+          it costs nothing else: where files are mapped, a store into a hole finds its room or faults then and there.
 """
 
 from libc.errno cimport EIO, ENOMEM, errno
@@ -22,6 +24,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from posix.types cimport off_t
+from posix.uio cimport iovec
 
 from vhostd.atomics cimport (
     and_relaxed_u64, load_relaxed_u32, load_relaxed_u64, or_relaxed_u64, store_relaxed_u32, store_relaxed_u64,
@@ -111,7 +114,8 @@ cdef void make_cold(blk_map_t *m, uint64_t offset, uint64_t length) noexcept nog
 cdef void forget(uint64_t *bits, uint64_t words) noexcept nogil:
     cdef uint64_t i
     for i in range(words):
-        store_relaxed_u64(&bits[i], 0)
+        if load_relaxed_u64(&bits[i]):  # words that no bit was ever set in stay without memory of their own
+            store_relaxed_u64(&bits[i], 0)
 
 
 cdef int has_everything(const engine_t *e, uint64_t chunk) noexcept nogil:
@@ -149,14 +153,36 @@ cdef void make_warm(engine_t *e, uint64_t offset, uint64_t length) noexcept nogi
         chunk += 1
 
 
+cdef int is_short(const blk_map_t *m, int fd) noexcept nogil:
+    """Whether the file ends before the mapping does, now or when it was last looked at. A system call."""
+    if load_relaxed_u32(&m.shrunk):
+        return 1
+    if file_len(fd) >= <int64_t>m.len:
+        return 0
+    store_relaxed_u32(&(<blk_map_t *>m).shrunk, 1)
+    return 1
+
+
+cdef int stores_lost(const blk_map_t *m, int fd) noexcept nogil:
+    # `stored` is never taken back: a flush that cleared it could hide a store of another worker from the next one.
+    return load_relaxed_u32(&m.stored) and is_short(m, fd)
+
+
+cdef int ends_in_zero(const blk_map_t *m, uint64_t end) noexcept nogil:
+    cdef uint8_t last = 0
+    cdef iovec one
+    one.iov_base = m.base + end - 1
+    one.iov_len = 1
+    return guard_gather(&last, &one, 1) < 0 or last == 0
+
+
 cdef void sound_alarm(engine_t *e) noexcept nogil:
     """Once in many copies: has this thread waited for pages that were thought to be there? Is the file as long as ever?
 
     After a page was not to be had, too.
     """
     cdef rusage_t usage
-    if file_len(e.disk.fd) < <int64_t>e.map.len:
-        store_relaxed_u32(&e.map.shrunk, 1)
+    is_short(e.map, e.disk.fd)
     if getrusage(RUSAGE_THREAD, &usage) == 0:
         if e.major_faults >= 0 and usage.ru_majflt != e.major_faults:
             forget(e.map.warm, e.map.words)
@@ -171,6 +197,10 @@ cdef int transfer(engine_t *e, blk_req_t *r, int64_t *result) noexcept nogil:
         return 0
     if r.kind == OP_READ:
         code = guard_scatter(r.iov, r.iov_count, m.base + r.offset)
+        if code == 0 and not e.size_seen and ends_in_zero(m, r.offset + r.len):
+            e.size_seen = 1
+            if is_short(m, e.disk.fd):
+                return 0
     elif not m.stores or load_relaxed_u32(&e.disk.write_through):
         return 0
     else:
@@ -190,18 +220,17 @@ cdef int transfer(engine_t *e, blk_req_t *r, int64_t *result) noexcept nogil:
 cdef int mapped_submit(engine_t *e, blk_req_t *r, uint32_t pending, int64_t *result) noexcept nogil:
     cdef blk_map_t *m = e.map
     if r.kind == OP_FLUSH:
-        if load_relaxed_u32(&m.stored):
-            if file_len(e.disk.fd) < <int64_t>m.len:
-                store_relaxed_u32(&m.shrunk, 1)
-                result[0] = -EIO  # some of what was stored may be behind the file's new end, where nothing keeps it
-                return ENGINE_DONE
-            store_relaxed_u32(&m.stored, 0)
+        if stores_lost(m, e.disk.fd):
+            result[0] = -EIO  # some of what was stored may be behind the file's new end, where nothing keeps it
+            return ENGINE_DONE
     elif not load_relaxed_u32(&m.shrunk):
         if r.kind == OP_READ or r.kind == OP_WRITE:
             if transfer(e, r, result):
                 return ENGINE_DONE
         else:
             make_cold(m, r.offset, r.len)
+        if r.kind != OP_READ and r.offset + r.len >= m.len:
+            stores_lost(m, e.disk.fd)  # remember it: after this write the file may be as long as ever
     return e.below(e, r, pending, result)
 
 

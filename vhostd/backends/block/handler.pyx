@@ -11,7 +11,9 @@ from posix.types cimport off_t
 
 from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64
 from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, blk_map_t, engine_t
-from vhostd.backends.block.engine_mapped cimport map_image, mapped_finished, mapped_submit, unmap_image
+from vhostd.backends.block.engine_mapped cimport (
+    map_image, mapped_finished, mapped_submit, stores_lost, unmap_image,
+)
 from vhostd.backends.block.engine_sync cimport sync_submit
 from vhostd.backends.block.engine_uring cimport uring_submit
 from vhostd.backends.block.request cimport (
@@ -286,6 +288,7 @@ cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
     cdef uint32_t taken = 0
     cdef uint32_t pending
     cdef int code
+    b.engine.size_seen = 0
     if b.parked_count:
         go_on(b)
     if not slot_open(s):
@@ -402,6 +405,11 @@ cdef class Disk:
     def mapped(self):
         """Whether requests may be copied from a mapping; False again once the file was found shorter than that."""
         return self.map.base != NULL and not load_relaxed_u32(&self.map.shrunk)
+
+    @property
+    def stores_lost(self):
+        """Whether the file was found shorter after something had been stored through the mapping. A system call."""
+        return self.map.base != NULL and stores_lost(&self.map, self.c.fd) != 0
 
     def unmap(self):
         """Give the mapping back; a second time does nothing. No ring is started."""
