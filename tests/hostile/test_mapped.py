@@ -16,7 +16,8 @@ from tests.hostile.fuse import fuse_file
 from tests.support.backends import start_vhostd
 from vhostd.driver.arena import Arena, Region
 from vhostd.driver.session import open_session
-from vhostd.spec.blk import Request, StatusByte
+from vhostd.errors import Refused
+from vhostd.spec.blk import ConfigOffset, Request, StatusByte
 
 CHUNK = 1 << 16
 FALLOC_PUNCH = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
@@ -156,6 +157,19 @@ def test_a_lost_store_is_told_though_a_cold_write_made_the_file_grow(own):
         done = driver.request(Request.FLUSH)
         kept = target.image.read_bytes()[left + 512 :][:512] == b"x" * 512
         assert done.status == StatusByte.IOERR or kept
+
+
+def test_the_write_cache_is_not_turned_off_over_a_lost_store(own):
+    """5.2.5.2, P2: what completed before is durable when the driver turns the cache off, or it is not turned off."""
+    target = own(queues=1)
+    with guest(target) as session:
+        driver = warm(session)
+        os.truncate(target.image, IMAGE_LEN - 1024)
+        driver.request(Request.OUT, IMAGE_LEN // 512 - 1, b"x" * 512)
+        with pytest.raises(Refused):
+            session.frontend.set_config(ConfigOffset.WRITEBACK, b"\0")
+        assert said(target, "status")["write_cache"]
+        assert said(target, "status")["flush_failed"]
 
 
 def test_it_is_punched_from_outside(own):

@@ -150,14 +150,18 @@ class BlockBackend:
         if before and not self.write_cache:
             # What completed before must not be less durable than what follows.
             try:
-                os.fdatasync(self.image.fd.number)
-                if self.disk.stores_lost:
-                    raise OSError(errno.EIO, "the image was cut short")
+                self._make_durable()
             except OSError as error:
                 self.disk.fail_flushes()  # the kernel tells it once: the guest's next flush would not hear of it
                 self.write_cache = before
                 self._derive_write_through()
                 raise BackendError(f"{self.options.image}: cannot be flushed", error) from error
+
+    def _make_durable(self) -> None:
+        """Flush what was written or stored. OSError when that failed, or when a part of it is not in the file."""
+        os.fdatasync(self.image.fd.number)
+        if self.disk.stores_lost:
+            raise OSError(errno.EIO, "the image was cut short")
 
     def set_features(self, features: int) -> None:
         """Remember what the driver knows of: it decides whether a write may stay in a cache (5.2.5.2, 5.2.6.2)."""
