@@ -271,9 +271,9 @@ class Check:
         self.equal(len(frame.payload), 8, "a payload of so many bytes")
         return int.from_bytes(frame.payload, "little")
 
-    def quiet(self, queue: Virtqueue, seconds: float = QUIET) -> bool:
-        """Whether the device uses nothing of a ring for a while."""
-        before = queue.used_idx
+    def quiet(self, queue: Virtqueue, seconds: float = QUIET, *, since: int | None = None) -> bool:
+        """Whether the device uses nothing of a ring for a while: used.idx stays at `since`, or at what was reaped."""
+        before = queue.last_used if since is None else since
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if queue.used_idx != before:

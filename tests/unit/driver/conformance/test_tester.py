@@ -71,7 +71,7 @@ def test_a_mistake_is_noticed(tmp_path, mistake):
         try:
             report = stack.enter_context(checked(tmp_path, case, mistake))
         except DeviceError:
-            assert mistake == "used length"
+            assert mistake in {"used length", "never calls"}
             return  # a disk that nobody can read is noticed before any case
         (outcome,) = report.outcomes
         assert outcome.verdict is Verdict.FAILED

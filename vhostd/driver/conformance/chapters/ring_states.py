@@ -241,7 +241,7 @@ def nothing_after_the_answer(check: Check) -> None:
         guest.queue.kick()
         guest.session.stop()
         used = guest.queue.used_idx
-        check.expect(check.quiet(guest.queue), "used.idx to stand still after the answer", "it moved")
+        check.expect(check.quiet(guest.queue, since=used), "used.idx to stand still after the answer", "it moved")
         base = guest.frontend.bases[0]
         check.equal(used, base, "used.idx equal to the base, nothing being in flight,")
         guest.session.start()
