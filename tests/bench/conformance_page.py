@@ -1,6 +1,6 @@
 """Writes docs/conformance.md: what each installed back-end does, by chapter, and how to see each failure again."""
 
-import datetime
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def run(command, folder):
 
 def page(reports):
     """Return the page."""
-    lines = [HEAD.format(date=datetime.datetime.now(datetime.UTC).date().isoformat())]
+    lines = [HEAD.format(date=dt.datetime.now(dt.UTC).date().isoformat())]
     chapters = sorted({case["chapter"] for report in reports.values() for case in report["cases"]})
     lines += ["## By chapter", "", "Passed / failed / not offered.", ""]
     lines += [f"| chapter | {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
