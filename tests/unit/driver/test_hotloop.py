@@ -1,4 +1,4 @@
-"""The loop against a disk in plain Python, which sees every descriptor: both rings, each kind of request, and stamps."""
+"""The loop against a disk in plain Python, which sees every descriptor: both rings, each kind of request, stamps."""
 
 import struct
 import threading
@@ -164,9 +164,7 @@ def test_a_wrong_byte_is_found_and_ends_the_load(disk, segments):
 
     device.spoil = spoil
     with device:
-        done = load(
-            queue, write_percent=50, segments=segments, ledger=Ledger(0, BLOCKS, RUN), duration_ns=60 * 10**9
-        )
+        done = load(queue, write_percent=50, segments=segments, ledger=Ledger(0, BLOCKS, RUN), duration_ns=60 * 10**9)
     sector, generation, data = done.wrong
     assert sector == 9 * 8 + 1
     assert generation >= 1

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vhostd.driver.arena import Arena
-from vhostd.driver.hotloop import block_load
-from vhostd.driver.load import Job, Result
 from vhostd.driver.buckets import BUCKET_COUNT, bucket_bounds, bucket_index
 from vhostd.driver.gauge import Gauge
+from vhostd.driver.hotloop import block_load
+from vhostd.driver.load import Job, Result
 from vhostd.driver.load.histogram import PERCENTILES, Histogram
 from vhostd.driver.load.nulldisk import NullDisk
 from vhostd.driver.load.runner import differences

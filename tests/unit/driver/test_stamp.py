@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vhostd.driver.stamp import Ledger, first_wrong, read_stamp, stamped
 from vhostd.driver.load.verify import examine
+from vhostd.driver.stamp import Ledger, first_wrong, read_stamp, stamped
 from vhostd.errors import LocalProtocolError
 
 RUN = 0x1122334455667788

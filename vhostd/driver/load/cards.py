@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from vhostd.driver.arena import Arena
 from vhostd.driver.frames import GUEST, HOST, frame, tcp_segment
-from vhostd.driver.load.errors import BenchError
 from vhostd.driver.gauge import Gauge
+from vhostd.driver.load.errors import BenchError
 from vhostd.driver.load.histogram import Histogram
 from vhostd.driver.load.measure import SYSCALL_SECONDS, Settings
 from vhostd.driver.load.peer import Peer, pid_behind

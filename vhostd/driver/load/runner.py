@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from vhostd.driver.hotloop import Counters, block_load
 from vhostd.driver.gauge import Gauge
+from vhostd.driver.hotloop import Counters, block_load
 from vhostd.driver.load.histogram import Histogram
 from vhostd.driver.load.job import Job
 from vhostd.driver.load.result import SAMPLE_NS, Result
-from vhostd.driver.stamp import Ledger
 from vhostd.driver.load.verify import VerifyError, examine
 from vhostd.driver.session import Session
+from vhostd.driver.stamp import Ledger
 from vhostd.errors import DeviceError
 from vhostd.spec.blk import SECTOR_LEN, ConfigOffset, Request
 
