@@ -36,7 +36,7 @@ class Workshop:
                 shutil.copy2(ROOT / name, target)
         subprocess.run(["git", "init", "-q"], cwd=self.tree, check=True)
         if compiled:
-            self._run(["meson", "setup", "-Doptimization=2", ".build"], BUILD_SECONDS, check=True)
+            self.run(["meson", "setup", "-Doptimization=2", ".build"], BUILD_SECONDS, check=True)
             self._build()
         else:  # what the editable build has serves as it is
             for module in (BUILD / "vhostd").glob("*.so"):
@@ -68,22 +68,22 @@ class Workshop:
 
     def tests(self, words):
         """Run pytest; return (whether everything passed, its last line and the first failure)."""
-        done = self._run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words], TEST_SECONDS)
+        done = self.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *words], TEST_SECONDS)
         failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         lines = done.stdout.strip().splitlines()
         return done.returncode == 0, failed[0] if failed else lines[-1] if lines else f"ended with {done.returncode}"
 
     def command(self, words, seconds=TEST_SECONDS):
         """Run `vhostd` from the copy with these words; return the finished process."""
-        return self._run([sys.executable, "-m", "vhostd.cli.main", *words], seconds)
+        return self.run([sys.executable, "-m", "vhostd.cli.main", *words], seconds)
 
     def _build(self):
-        done = self._run(["ninja", "-C", ".build"], BUILD_SECONDS)
+        done = self.run(["ninja", "-C", ".build"], BUILD_SECONDS)
         if done.returncode:
             return done.stdout[-2000:]
         # Installed aside: in the build folder all modules lie in one directory.
         stage = self.tree / ".stage"
-        self._run(
+        self.run(
             ["meson", "install", "-C", ".build", "--no-rebuild", "--only-changed", "--quiet", "--destdir", str(stage)],
             BUILD_SECONDS, check=True,
         )  # fmt: skip
@@ -102,7 +102,8 @@ class Workshop:
         assert len(sources) == 1, f"{name}: {sources}"
         return sources[0].parent.relative_to(self.tree) / module.name
 
-    def _run(self, command, seconds, *, check=False):
+    def run(self, command, seconds, *, check=False):
+        """Run a program with the copy's modules, its output in one piece, and end all of it after so many seconds."""
         process = subprocess.Popen(
             command, cwd=self.tree, env=self.environment(), stdin=subprocess.DEVNULL, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

@@ -67,7 +67,7 @@ WRONG = {
     ),
     "serial": (DISK + 'serial = "a b"', "serial: 'a b' is not 1 to 20 of A-Z a-z 0-9 _ -"),
     "serial length": (DISK + f'serial = "{"a" * 21}"', "is not 1 to 20 of"),
-    "aio": (DISK + 'aio = "threads"', "one of auto, io_uring, sync"),
+    "aio": (DISK + 'aio = "threads"', "one of auto, io_uring, mapped, sync"),
     "format": (DISK + 'format = "qcow2"', "one of raw"),
     "block size": (DISK + "block-size = 513", "block-size: 513 is not 512, 1024, 2048 or 4096"),
     "physical below logical": (DISK + "block-size = 4096\nphysical-block-size = 512", "at least block-size"),
