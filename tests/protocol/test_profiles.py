@@ -16,7 +16,6 @@ BLOCK = [name for name, profile in PROFILES.items() if "block" in profile.orders
 # What qemu-storage-daemon 7.2 does with an order that it does not serve: its own failures, each reproduced here.
 QSD = {
     "spdk": (DeviceError, "GET_CONFIG: asked with 268 bytes, got 0"),  # refuses to give all 256 bytes there may be
-    "plain": (DeviceTimeout, "no call came"),  # enables a ring at SET_FEATURES only, and calls an fd it does not have
 }
 
 

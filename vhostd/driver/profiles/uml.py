@@ -94,6 +94,7 @@ def _plain() -> Order:
                 (
                     Step(R.SET_VRING_BASE, DOCUMENT, Base.RETURNED),
                     Step(R.SET_VRING_ADDR, DOCUMENT),
+                    Step(R.SET_VRING_CALL, DOCUMENT),  # a stop may have cost the ring its descriptors
                     Step(R.SET_VRING_KICK, DOCUMENT),
                 ),
             ),
