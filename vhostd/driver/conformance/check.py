@@ -163,6 +163,14 @@ class Check:
 
     # Connections.
 
+    def config(self) -> bytes:
+        """Return the whole configuration space as it is now: the last front-end may have set the MTU."""
+        frontend = self.negotiated()
+        try:
+            return frontend.config(0, len(self.target.offer.config))
+        finally:
+            frontend.close()
+
     def connect(self, *, wait: float = 2.0) -> ToldFrontend:
         """Open a connection on which nothing has been said. Raises DeviceTimeout when nobody listens."""
         made = ToldFrontend.telling(
@@ -194,6 +202,9 @@ class Check:
         else:
             opened = self._profiled(queues, features, options)
         with opened as session:
+            if self.target.profile is not None:
+                # Not every front-end waits for an answer: what is on the wire now would come before the rings run.
+                session.frontend.ask_u64(FrontendRequest.GET_FEATURES)
             yield Guest(self, session)
 
     def _reconnect(self, path: str | os.PathLike[str], *, timeout: float) -> ToldFrontend:

@@ -29,11 +29,11 @@ NET_FIELDS = {"status": (6, 2), "pairs": (8, 2), "mtu": (10, 2)}
 
 
 def _length(check: Check, length: int) -> None:
-    frontend = check.negotiated()
+    whole, frontend = check.config(), check.negotiated()
     frontend.send(R.GET_CONFIG, encode(Config(0, length, 0, bytes(length))))
     frame = frontend.reply(R.GET_CONFIG)
     check.equal(len(frame.payload), 12 + length, "a reply whose payload has as many bytes as the request's,")
-    check.equal(frame.payload[12:], check.target.offer.config[:length], "the first bytes of configuration space,")
+    check.equal(frame.payload[12:], whole[:length], "the first bytes of configuration space,")
 
 
 @case("VU-CONF-01", GET, kinds=BLOCK, protocol=P.CONFIG, rows=BLOCK_LENGTHS)
@@ -49,8 +49,8 @@ def card_any_length(check: Check, length: int) -> None:
 
 
 def _field(check: Check, offset: int, length: int) -> None:
+    whole = check.config()[offset : offset + length]
     frontend = check.negotiated()
-    whole = check.target.offer.config[offset : offset + length]
     frontend.send(R.GET_CONFIG, encode(Config(offset, length, 0, bytes(length))))
     frame = frontend.reply(R.GET_CONFIG)
     check.expect(frame.payload, "the bytes at that offset", "an empty reply")
@@ -75,15 +75,15 @@ def card_from_an_offset(check: Check, field: tuple[int, int]) -> None:
 @case("VU-CONF-05", GET, protocol=P.CONFIG)
 def at_any_time(check: Check) -> None:
     """GET_CONFIG is answered before the features are set, while rings run, and after they stopped."""
-    frontend = check.negotiated()
-    length = len(check.target.offer.config)
-    check.equal(frontend.config(0, length), check.target.offer.config, "configuration space")
+    whole, frontend = check.config(), check.negotiated()
+    length = len(whole)
+    check.equal(frontend.config(0, length), whole, "configuration space")
     frontend.close()
     with check.guest() as guest:
         guest.works(1)
-        check.equal(guest.frontend.config(0, length), check.target.offer.config, "configuration space")
+        check.equal(guest.frontend.config(0, length), whole, "configuration space")
         guest.session.stop()
-        check.equal(guest.frontend.config(0, length), check.target.offer.config, "configuration space")
+        check.equal(guest.frontend.config(0, length), whole, "configuration space")
 
 
 def _read_only(check: Check, offset: int, length: int) -> None:

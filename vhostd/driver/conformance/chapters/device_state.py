@@ -103,10 +103,16 @@ def rarp_is_sent(check: Check) -> None:
 )
 def mtu_is_taken(check: Check, mtu: int) -> None:
     """NET_SET_MTU tells the MTU, 68 to 65535, before the device starts."""
+    before = int.from_bytes(check.target.offer.config[10:12], "little")
     with check.guest(start=False) as guest:
-        guest.frontend.tell(R.NET_SET_MTU, U64(mtu))
-        guest.session.start()
-        guest.works(2)
+        try:
+            guest.frontend.tell(R.NET_SET_MTU, U64(mtu))
+            guest.session.start()
+            guest.works(2)
+        finally:
+            if before:
+                guest.frontend.send(R.NET_SET_MTU, encode(U64(before)))
+                guest.frontend.ask_u64(R.GET_FEATURES)
 
 
 @case(
