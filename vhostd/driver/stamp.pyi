@@ -1,4 +1,4 @@
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 class Stamp(NamedTuple):
     sector: int
@@ -8,7 +8,7 @@ class Stamp(NamedTuple):
 
 @final
 class Ledger:
-    def __init__(self, first: int, count: int, run: int, *, any_run: bool = False) -> None: ...
+    def __new__(cls, first: int, count: int, run: int, *, any_run: bool = False) -> Self: ...
     @property
     def written(self) -> int: ...
     @property
