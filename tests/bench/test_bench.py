@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_everything_at_once_is_verified(start, capfd, tmp_path):
     assert "all right" in out
     assert "p99.99" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_calling_thread_talks_to_the_back_end(start, monkeypatch):
+    """Replies have no number: two threads that ask at once would take each other's."""
+    caller = threading.get_ident()
+    disk = start(queues=4)
+    job = Job("verified", depth=4, queues=4, write_percent=100, verify=True)
+    with disk.session(queues=4) as session:
+        books = ledgers(session, job)
+        send = session.frontend.send_bytes
+
+        def watched(*args):
+            assert threading.get_ident() == caller
+            send(*args)
+
+        monkeypatch.setattr(session.frontend, "send_bytes", watched)
+        run_job(session, job, 0.1, books=books)
+        assert sweep(session, job, books) == sum(book.written for book in books)
 
 
 def test_a_byte_that_changes_underneath_is_found_and_named(start):

@@ -134,7 +134,7 @@ class Stream:
 
 
 class Frontend(Stream):
-    """One connection to a back-end, and what both sides know of it."""
+    """One connection to a back-end, and what both sides know of it. One thread's: replies have no number."""
 
     def __init__(self, connection: socket.socket, *, timeout: float = 5.0) -> None:
         super().__init__(connection, timeout)

@@ -103,11 +103,10 @@ def sweep(session: Session, job: Job, books: Sequence[Ledger]) -> int:
 
     Raises VerifyError for a wrong byte, DeviceError for a failed request.
     """
-    length = disk_len(session)
+    length, each = disk_len(session), _blocks(session, job) // job.queues  # asked here: a front-end is one thread's
     gauges = [Gauge(1) for _ in books]
 
     def one(index: int) -> Counters:
-        each = _blocks(session, job) // job.queues
         return block_load(
             session.queues[index],
             depth=job.depth,
