@@ -316,6 +316,48 @@ def test_eventfds_of_every_mode(target, request_, name):
         assert target.idle_cpu_ns() < 10_000_000
 
 
+@pytest.mark.parametrize("request_", [R.SET_VRING_CALL, R.SET_VRING_ERR], ids=lambda r: r.name)
+def test_an_eventfd_that_is_made_to_wait_afterwards(target, request_):
+    """R77: O_NONBLOCK is the open file's, and the front-end takes it away once the descriptor has been accepted."""
+    with guest(target) as odd, kind("eventfd-full") as number:
+        assert odd.attempt(request_, u64(0), [number]) == "done"
+        os.set_blocking(number, True)
+        time.sleep(0.005)  # within a millisecond after a call it may wait, until it is fetched out
+        driver = odd.block()
+        driver.poll = True
+        for _ in range(10):
+            odd.queue.used_event = odd.queue.used_idx
+            assert driver.complete(driver.submit(Request.IN, 0, read_len=512)).ok
+        if request_ is R.SET_VRING_ERR:
+            odd.queue.raw_push(odd.queue.size)  # no such descriptor: the ring breaks and says so
+            odd.queue.kick(force=True)
+        assert odd.attempt(R.SET_VRING_ENABLE, state(0, 0)) == "done"
+
+
+def test_an_eventfd_whose_mode_never_rests(target):
+    """R77: a worker that is made to wait between its look at the mode and its write is fetched out of it."""
+    over = threading.Event()
+
+    def flip(number):
+        while not over.is_set():
+            os.set_blocking(number, True)
+
+    with guest(target, size=64) as odd, kind("eventfd-full") as number:
+        assert odd.attempt(R.SET_VRING_CALL, u64(0), [number]) == "done"
+        flipper = threading.Thread(target=flip, args=(number,))
+        flipper.start()
+        try:
+            driver = odd.block()
+            for _ in range(20):
+                odd.queue.used_event = odd.queue.used_idx
+                driver.submit(Request.IN, 0, read_len=512)
+                time.sleep(0.001)
+            assert odd.attempt(R.SET_VRING_ENABLE, state(0, 0)) == "done"
+        finally:
+            over.set()
+            flipper.join()
+
+
 @pytest.mark.parametrize("name", [n for n in KINDS if n not in {"file", "memfd"}], ids="S39-{}".format)
 @pytest.mark.parametrize("slots", [True, False], ids=["slot", "table"])
 def test_memory_that_is_no_memory_file(target, slots, name):

@@ -22,6 +22,9 @@ from vhostd.errors import GuestMemoryError, LocalProtocolError, RemoteProtocolEr
 from vhostd.spec import virtio
 
 
+cdef uint64_t LOOK_NS = 1000000  # between two looks at the mode of a call descriptor
+
+
 class Code(enum.IntEnum):
     """What a queue operation answers (codes.pxd)."""
 
@@ -61,21 +64,41 @@ EXPLAIN = {
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <fcntl.h>
     #include <stdint.h>
+    #include <time.h>
     #include <unistd.h>
-    /* The fd is non-blocking: EAGAIN means the counter is full, so that the peer has a call waiting anyway. But the
-       mode is the open file's, and the peer may have taken it away: then we wait here until the control thread
-       interrupts us. 0 when that was so. */
+    /* EAGAIN means the counter is full, so that the peer has a call waiting anyway. 0 when the peer had us wait after
+       all, until the control thread interrupted us. */
     static inline int signal_eventfd(int fd) {
         uint64_t one = 1;
         return write(fd, &one, sizeof(one)) >= 0 || errno != EINTR;
     }
+    /* The mode is the open file's, and the peer may have taken O_NONBLOCK away. */
+    static inline void keep_nonblocking(int fd) {
+        int mode = fcntl(fd, F_GETFL);
+        if (mode >= 0 && !(mode & O_NONBLOCK))
+            fcntl(fd, F_SETFL, mode | O_NONBLOCK);
+    }
+    static inline uint64_t monotonic_ns(void) {
+        struct timespec ts;
+        clock_gettime(CLOCK_MONOTONIC, &ts);
+        return (uint64_t) ts.tv_sec * 1000000000 + ts.tv_nsec;
+    }
     """
     int signal_eventfd(int fd)
+    void keep_nonblocking(int fd)
+    uint64_t monotonic_ns()
 
 
 cdef void queue_call(queue_t *q) noexcept nogil:
+    cdef uint64_t now
     if q.call_fd >= 0:
+        # A look at each call would be a third of what a call costs; one that comes late is what the interrupt is for.
+        now = monotonic_ns()
+        if now - q.call_looked > LOOK_NS:
+            q.call_looked = now
+            keep_nonblocking(q.call_fd)
         if not signal_eventfd(q.call_fd):
             q.call_fd = -1  # no more of those, until it is given anew
         count(q.counters, C_CALLS, 1)
@@ -99,8 +122,10 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
 cdef int queue_break(queue_t *q, int code) noexcept nogil:
     if q.broken != code:  # what split_pop answered has been counted there
         split_break(q, code)
-    if q.err_fd >= 0 and not signal_eventfd(q.err_fd):
-        q.err_fd = -1
+    if q.err_fd >= 0:
+        keep_nonblocking(q.err_fd)
+        if not signal_eventfd(q.err_fd):
+            q.err_fd = -1
     return code
 
 

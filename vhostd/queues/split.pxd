@@ -31,6 +31,7 @@ cdef struct queue_t:
     uint32_t in_flight  # chains popped and not yet pushed
     uint32_t hint  # memory_at's memory
     int call_fd  # -1: the driver polls
+    uint64_t call_looked  # when its mode was last looked at, ns
     int err_fd  # -1: nobody listens
     int broken  # 0, or the code that broke it
 
