@@ -17,6 +17,7 @@ import time
 
 from vhostd.driver.arena import Arena
 from vhostd.driver.blk import BlockDriver
+from vhostd.driver.conformance.hostile.tools import addr, config, single, state, table, u64
 from vhostd.driver.frontend import DEVICE_BITS, PROTOCOL_FEATURES, RING_FEATURES, Frontend
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceGone
@@ -24,6 +25,8 @@ from vhostd.protocol.messages import Empty
 from vhostd.protocol.wire import encode, frame_bytes
 from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Feature
+
+__all__ = ["addr", "config", "single", "state", "table", "u64"]
 
 MIB = 1 << 20
 ALL_FEATURES = DEVICE_BITS | RING_FEATURES
@@ -38,37 +41,6 @@ OWN_REPLY = {
     FrontendRequest.GET_MAX_MEM_SLOTS,
     FrontendRequest.GET_STATUS,
 }
-
-
-def u64(value):
-    """Payload "A single 64-bit integer", of any value."""
-    return struct.pack("<Q", value & (1 << 64) - 1)
-
-
-def state(index, num=0):
-    """Payload "A vring state description"."""
-    return struct.pack("<II", index & 0xFFFFFFFF, num & 0xFFFFFFFF)
-
-
-def addr(index, desc, used, avail, log=0, flags=0):
-    """Payload "A vring address description"."""
-    return struct.pack("<IIQQQQ", index & 0xFFFFFFFF, flags, *(a & (1 << 64) - 1 for a in (desc, used, avail, log)))
-
-
-def table(*regions, count=None, padding=0):
-    """Payload "Multiple memory regions description", of (gpa, length, uva, offset) each."""
-    head = struct.pack("<II", len(regions) if count is None else count, padding)
-    return head + b"".join(struct.pack("<QQQQ", *region) for region in regions)
-
-
-def single(gpa, length, uva, offset=0):
-    """Payload "Single memory region description"."""
-    return struct.pack("<QQQQQ", 0, gpa, length, uva, offset)
-
-
-def config(offset, size, flags=0, payload=None):
-    """Payload "Virtio device config space"."""
-    return struct.pack("<III", offset, size, flags) + (bytes(min(size, 4096)) if payload is None else payload)
 
 
 def attempt(frontend, request, payload=b"", fds=(), *, ack=True, flags=VERSION):

@@ -490,8 +490,8 @@ MUTANTS = [
     Mutant(
         "stop-disables",
         VRING,
-        "        elif event is Event.STOP:\n            self.kick_set = False\n",
-        "        elif event is Event.STOP:\n            self.kick_set = self.enabled = False\n",
+        "            self.kick_set = self.was_enabled = False\n        elif event is Event.RESET:",
+        "            self.kick_set = self.was_enabled = self.enabled = False\n        elif event is Event.RESET:",
         '"Ring states": enabled is kept whatever else happens to the ring',
         PROTOCOL,
     ),

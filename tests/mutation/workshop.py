@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / ".build"  # of the editable install, by ./run build
 BUILD_SECONDS = 600
-TEST_SECONDS = 300
+TEST_SECONDS = 120
 
 
 class Workshop:

@@ -7,9 +7,12 @@ import array
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
+import sys
 import threading
+import time
 
 VERSION, REPLY, NEED_REPLY = 1, 4, 8
 FEATURES = 1 << 32 | 1 << 30 | 1 << 28 | 1 << 9 | 1 << 6 | 1 << 2
@@ -81,12 +84,25 @@ class _Session:
         head, fds = self.receive(12)
         request, flags, size = struct.unpack("<III", head)
         payload = self.receive(size)[0] if size else b""
+        if request == 3 and fds:  # SET_OWNER takes no descriptors
+            self.misbehave(fds)
         handler = getattr(self, f"on_{request}", None)
         answer = handler(payload, fds) if handler else None
         if answer is not None:
             self.reply(request, answer)
         elif flags & NEED_REPLY and (self.protocol & 1 << 3 or "acks unasked" in self.wrong):
             self.reply(request, struct.pack("<Q", 1 if "says no" in self.wrong else 0))
+
+    def misbehave(self, fds):
+        if "leaks" not in self.wrong:
+            for fd in fds:
+                os.close(fd)
+        if "dies" in self.wrong:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "wedges" in self.wrong:
+            time.sleep(3600)
+        if "spins" in self.wrong:
+            threading.Thread(target=spin, daemon=True).start()
 
     def receive(self, length):
         data, fds = b"", []
@@ -251,3 +267,13 @@ class _Session:
         if kind in {0, 1}:
             return (0 if "behind the end" in self.wrong else 1), b""
         return (1 if "unknown is an error" in self.wrong else 2), b""
+
+
+def spin():
+    """Use a CPU for ever."""
+    while True:
+        pass
+
+
+if __name__ == "__main__":
+    WrongBackend(sys.argv[1], *sys.argv[2:]).thread.join()

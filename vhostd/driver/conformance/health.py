@@ -12,7 +12,7 @@ from vhostd.errors import DeviceError, VhostdError
 
 SETTLE = 1.0  # seconds a back-end has to close what a connection left
 SPIN_SECONDS = 0.1  # over which the CPU time of an idle back-end is measured
-SPIN_SHARE = 0.5
+SPIN_SHARE = 0.3
 FRESH = Case("-", "-", "A fresh guest is served.", Level.MUST, BOTH, NeedsOffer(), frozenset(), "-", lambda _: None)
 
 
@@ -38,7 +38,7 @@ class Health:
         except Failed as failure:
             return Fault.WRONG_ANSWER, f"the next guest expected {failure.expected}; saw {failure.seen}"
         except VhostdError as error:
-            if not self.target.lives():
+            if self._is_dying():
                 return self._died()
             return Fault.WEDGE, f"a fresh guest is not served any more: {error}"
         if Mark.HOSTILE in case.marks:
@@ -61,6 +61,15 @@ class Health:
             self.target.profile = profile
             check.close()
 
+    def _is_dying(self) -> bool:
+        """Whether it is gone, or is within a moment: a process takes a while to die that leaves a core."""
+        deadline = time.monotonic() + SETTLE
+        while self.target.lives():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
     def _died(self) -> tuple[Fault, str]:
         end = self.target.process.end if self.target.process is not None else "its process is gone"
         return Fault.CRASH, f"the back-end died: {end}"
@@ -82,7 +91,7 @@ class Health:
             return None
         before = procfs.cpu_ns(self.target.pid)
         time.sleep(0.01)
-        if procfs.cpu_ns(self.target.pid) - before < 5_000_000:
+        if procfs.cpu_ns(self.target.pid) - before < 2_000_000:
             return None
         # It does something: it has time to finish before it counts.
         time.sleep(SPIN_SECONDS)

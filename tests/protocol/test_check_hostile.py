@@ -1,0 +1,74 @@
+"""`vhostd check --hostile`: each way to fail is noticed, and our devices fail in none."""
+
+import os
+import re
+import shlex
+import sys
+
+import pytest
+
+from tests.protocol.test_check import bad, check, image  # noqa: F401 - a fixture
+from tests.support import wrong_backend
+from tests.support.backends import start_card, start_vhostd
+from tests.support.net import Netns
+from vhostd.driver.conformance import all_cases
+
+FAMILIES = {"HOST-RING", "HOST-TABLE", "HOST-CHAIN", "HOST-ERROR"}  # their rows bear the ids
+
+
+def test_there_are_three_hundred_and_each_has_a_row_of_the_catalogue():
+    """HOSTILE 3 and 4: S, R, B and N rows."""
+    cases = all_cases(hostile_ones=True)
+    assert len(cases) >= 300
+    for case in cases:
+        family, _, row = case.id.partition(".")
+        assert re.match(r"[SRBN]\d+", row if family in FAMILIES else family.removeprefix("HOST-")), case.id
+        assert case.rule
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("dies", "the back-end died"), ("wedges", "fresh guest"), ("leaks", "more descriptors"), ("spins", "of a CPU")],
+)
+def test_each_way_to_fail_is_noticed(tmp_path, wrong, said):
+    """A back-end that does one thing wrong when descriptors come with SET_OWNER."""
+    program = shlex.join([sys.executable, wrong_backend.__file__])
+    words = ["--hostile", "-k", "HOST-S20.set-owner.8", "--timeout", "0.5", "--start", f"{program} {{sock}} {wrong}"]
+    code, report = check(tmp_path / "wrong.sock", *words)
+    assert code == 1
+    (found,) = [case for case in report["cases"] if case["verdict"] == "failed"]
+    assert said in found["seen"]
+
+
+def test_one_that_does_nothing_wrong_passes(tmp_path):
+    """So that the verdicts above mean something."""
+    program = shlex.join([sys.executable, wrong_backend.__file__])
+    words = ["--hostile", "-k", "HOST-S20.set-owner.8", "--timeout", "0.5", "--start", f"{program} {{sock}}"]
+    code, report = check(tmp_path / "right.sock", *words)
+    assert (code, bad(report)) == (0, set())
+
+
+def test_our_disk_stands_all_of_it(image, tmp_path):  # noqa: F811
+    """No crash, wedge, leak or spin; each answer as the catalogue has it."""
+    backend = start_vhostd(image, tmp_path / "disk.sock", queues=2)
+    try:
+        code, report = check(backend.socket, "--hostile")
+        assert backend.alive
+    finally:
+        backend.stop()
+    assert (code, bad(report)) == (0, set())
+    assert report["totals"]["passed"] >= 300
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+def test_our_card_stands_all_of_it(tmp_path):
+    netns = Netns()
+    card = start_card(tmp_path / "net.sock", netns=f"/proc/{os.getpid()}/fd/{netns.fd}", queues=2)
+    try:
+        code, report = check(card.socket, "--hostile", "--interface", "tap0", netns=netns)
+        assert card.alive
+    finally:
+        card.stop()
+        netns.close()
+    assert (code, bad(report)) == (0, set())
+    assert report["totals"]["passed"] >= 300
