@@ -13,7 +13,7 @@ from tests.support.backends import start_card, start_vhostd
 from tests.support.net import Netns
 from vhostd.driver.conformance import all_cases
 
-FAMILIES = {"HOST-RING", "HOST-TABLE", "HOST-CHAIN", "HOST-ERROR"}  # their rows bear the ids
+FAMILIES = {"HOST-RING", "HOST-TABLE", "HOST-CHAIN", "HOST-ERROR", "HOST-SELF"}  # their rows bear the ids
 
 
 def test_there_are_three_hundred_and_each_has_a_row_of_the_catalogue():

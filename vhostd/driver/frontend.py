@@ -151,13 +151,14 @@ class Frontend(Stream):
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 5.0, wait: float = 10.0) -> Self:
-        """Connect to a listening back-end, trying again for `wait` seconds while nobody listens.
+        """Connect to a listening back-end, trying again for `wait` seconds while nobody listens or takes us.
 
         Raises DeviceTimeout when nobody does.
         """
         deadline = time.monotonic() + wait
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(timeout)  # a listener whose backlog is full answers EAGAIN, rather than never
             try:
                 connection.connect(os.fspath(path))
             except OSError as error:

@@ -1,6 +1,7 @@
 """The back-end that is checked: how it is reached, what it is, what it offers, and what of its disk we may use."""
 
 import contextlib
+import functools
 import hashlib
 import os
 import shlex
@@ -254,7 +255,8 @@ def refresh(target: Target) -> None:
     area = target.scratch
     if area is None or not area.writable:
         return
-    with open_session(target.path, timeout=target.timeout) as session:
+    connect = functools.partial(Frontend.connect, wait=target.timeout)
+    with open_session(target.path, timeout=target.timeout, connect=connect) as session:
         session.block().write(area.first, area.known)
 
 
