@@ -24,6 +24,11 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 class WrongBackend:
     """Listens at `path`; `wrong` names its mistakes."""
 
+    features = FEATURES
+
+    def session(self, connection):
+        return Session(self, connection)
+
     def __init__(self, path, *wrong):
         self.wrong = set(wrong)
         self.disk = bytearray(DISK_LEN)
@@ -47,10 +52,10 @@ class WrongBackend:
             except OSError:
                 return
             with connection:
-                _Session(self, connection).run()
+                self.session(connection).run()
 
 
-class _Session:
+class Session:
     def __init__(self, owner, connection):
         self.owner, self.connection = owner, connection
         self.wrong = owner.wrong
@@ -122,7 +127,7 @@ class _Session:
         self.connection.sendall(struct.pack("<III", request, flags, len(payload)) + payload)
 
     def on_1(self, payload, fds):
-        return struct.pack("<Q", FEATURES | (1 << 48 if "reserved bit" in self.wrong else 0))
+        return struct.pack("<Q", self.owner.features | (1 << 48 if "reserved bit" in self.wrong else 0))
 
     def on_2(self, payload, fds):
         (self.features,) = struct.unpack("<Q", payload)
@@ -239,6 +244,10 @@ class _Session:
             if not flags & NEXT:
                 break
             index = following
+        return self.carry_out(readable, room)
+
+    def carry_out(self, readable, room):
+        """Do a request whose writable buffers are (mapping, offset, length) each; return the used length."""
         kind, _, sector = struct.unpack_from("<IIQ", readable)
         space = sum(length for _, _, length in room) - 1
         status, data = self.request(kind, sector, readable[16:], space)

@@ -51,7 +51,7 @@ def used_length(check: Check, kind: Request) -> None:
 CUTS = {"16+16": [16], "16+8+8": [16, 8], "bytes": [1] * 32, "32": [32], "8+24": [8], "20+12": [20]}
 
 
-@case("BLK-RANGE-03", "virtio 2.7.4.2", kinds=BLOCK, marks=WRITES, features=int(B.WRITE_ZEROES), rows=CUTS)
+@case("BLK-RANGE-03", "virtio 2.7.4.1", kinds=BLOCK, marks=WRITES, features=int(B.WRITE_ZEROES), rows=CUTS)
 def segments_in_any_cut(check: Check, readable: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: segments in any cut."""
     with check.guest(size=256) as guest:
@@ -62,7 +62,7 @@ def segments_in_any_cut(check: Check, readable: list[int]) -> None:
         _zeroed(check, guest, check.scratch.first, 8)
 
 
-@case("BLK-RANGE-04", "virtio 2.7.4.2", kinds=BLOCK, marks=WRITES, features=int(B.DISCARD), rows=CUTS)
+@case("BLK-RANGE-04", "virtio 2.7.4.1", kinds=BLOCK, marks=WRITES, features=int(B.DISCARD), rows=CUTS)
 def discards_in_any_cut(check: Check, readable: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: segments in any cut."""
     with check.guest(size=256) as guest:

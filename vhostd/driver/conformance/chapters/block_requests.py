@@ -53,7 +53,7 @@ CUTS = {
 }
 
 
-@case("BLK-READ-04", f"virtio 2.7.4.2; {OPERATION}", kinds=BLOCK, rows=CUTS)
+@case("BLK-READ-04", f"virtio 2.7.4.1; {OPERATION}", kinds=BLOCK, rows=CUTS)
 def read_into_any_cut(check: Check, writable: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: data and status in any cut."""
     with check.guest(size=256) as guest:
@@ -66,7 +66,7 @@ def read_into_any_cut(check: Check, writable: list[int]) -> None:
 HEADERS = {"8+8": [8, 8], "1x16": [1] * 16, "4+12": [4, 12], "15+1": [15, 1], "16": [16]}
 
 
-@case("BLK-READ-05", f"virtio 2.7.4.2; {OPERATION}", kinds=BLOCK, rows=HEADERS)
+@case("BLK-READ-05", f"virtio 2.7.4.1; {OPERATION}", kinds=BLOCK, rows=HEADERS)
 def header_in_any_cut(check: Check, readable: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: the header in any cut."""
     with check.guest(size=256) as guest:
@@ -118,7 +118,7 @@ WRITE_CUTS = {
 
 
 @case(
-    "BLK-WRITE-03", f"virtio 2.7.4.2; {OPERATION}", kinds=BLOCK, lacks=int(B.RO), marks=[Mark.WRITES], rows=WRITE_CUTS
+    "BLK-WRITE-03", f"virtio 2.7.4.1; {OPERATION}", kinds=BLOCK, lacks=int(B.RO), marks=[Mark.WRITES], rows=WRITE_CUTS
 )
 def write_in_any_cut(check: Check, readable: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: header and data in any cut."""
@@ -202,7 +202,7 @@ def writes_before_a_flush(check: Check) -> None:
             check.equal(driver.read(check.scratch.first + n, 512), bytes([n]) * 512, "what was written,")
 
 
-@case("BLK-FLUSH-03", f"virtio 2.7.4.2; {OPERATION}", kinds=BLOCK, features=int(B.FLUSH), rows={"64": 64, "2": 2})
+@case("BLK-FLUSH-03", f"virtio 2.7.4.1; {OPERATION}", kinds=BLOCK, features=int(B.FLUSH), rows={"64": 64, "2": 2})
 def status_is_the_last_byte(check: Check, length: int) -> None:
     """The status is the final byte that the device may write, however long its descriptor is."""
     with check.guest() as guest:

@@ -51,7 +51,7 @@ CUTS = {
 }
 
 
-@case("NET-TX-02", "virtio 2.7.4.2, 5.1.6.2", kinds=NET, marks=WIRE, rows=CUTS)
+@case("NET-TX-02", "virtio 2.7.4.1, 5.1.6.2", kinds=NET, marks=WIRE, rows=CUTS)
 def in_any_cut(check: Check, pieces: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: header and frame in any cut."""
     _out(check, 600, pieces, ALL_FEATURES)
@@ -143,7 +143,7 @@ def num_buffers_is_1(check: Check, length: int) -> None:
     _in(check, length, buffer_len=2048, features=NO_MRG & ~GUEST_OFFLOADS)
 
 
-@case("NET-RX-03", "virtio 2.7.4.2, 5.1.6.3", kinds=NET, marks=WIRE, rows={k: v for k, v in CUTS.items() if k != "one"})
+@case("NET-RX-03", "virtio 2.7.4.1, 5.1.6.3", kinds=NET, marks=WIRE, rows={k: v for k, v in CUTS.items() if k != "one"})
 def into_any_cut(check: Check, pieces: list[int]) -> None:
     """The device MUST NOT make assumptions about the arrangement of descriptors: a receive buffer in any cut."""
     _in(check, 500, buffer_len=2048, features=ALL_FEATURES, pieces=pieces)

@@ -92,32 +92,42 @@ class Ring:
 
     def said(self) -> str:
         """Return how the back-end says that the ring is broken, or nothing when it does not in time."""
-        frontend = self.guest.frontend
-        deadline = time.monotonic() + TOLD
-        try:
-            while time.monotonic() < deadline:
-                ready, _, _ = select.select([self.queue.err_fd.number, frontend.fileno()], [], [], 0.02)
-                if self.queue.err_fd.number in ready and self.queue.take_err():
-                    return OF_ERR
-                if frontend.fileno() in ready and frontend.closed_by_peer(0.2):
-                    return OF_END
-                if self.queue.used_idx != self.first_used:
-                    return ""
-            if frontend.protocol_features & ProtocolFeature.STATUS:
-                status = frontend.ask_u64(FrontendRequest.GET_STATUS)
-                return OF_RESET if status & Status.DEVICE_NEEDS_RESET else ""
-        except DeviceGone:
-            return OF_END
-        return ""
+        return how_told(self.guest, self.queue, lambda: self.queue.used_idx != self.first_used)
 
     def told(self, said: str, otherwise: str = "") -> None:
         """Hold the back-end to having said that the ring is broken; `otherwise` is what it might have done instead."""
-        self.check.expect(
-            said in {OF_ERR, OF_RESET},
-            f"{otherwise}{otherwise and ', or '}VRING_ERR or DEVICE_NEEDS_RESET",
-            "only that the connection ended" if said else f"nothing in {TOLD:g} s, and no used element",
-            Fault.SILENT_RING_ERROR,
-        )
+        held_to_telling(self.check, said, otherwise)
+
+
+def how_told(guest: Guest, queue: Virtqueue, used: Callable[[], bool]) -> str:
+    """Return how the back-end says that a ring is broken; nothing when it does not in time, or uses something."""
+    frontend = guest.frontend
+    deadline = time.monotonic() + TOLD
+    try:
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([queue.err_fd.number, frontend.fileno()], [], [], 0.02)
+            if queue.err_fd.number in ready and queue.take_err():
+                return OF_ERR
+            if frontend.fileno() in ready and frontend.closed_by_peer(0.2):
+                return OF_END
+            if used():
+                return ""
+        if frontend.protocol_features & ProtocolFeature.STATUS:
+            status = frontend.ask_u64(FrontendRequest.GET_STATUS)
+            return OF_RESET if status & Status.DEVICE_NEEDS_RESET else ""
+    except DeviceGone:
+        return OF_END
+    return ""
+
+
+def held_to_telling(check: Check, said: str, otherwise: str = "") -> None:
+    """Hold the back-end to having said that a ring is broken, as `how_told` has it."""
+    check.expect(
+        said in {OF_ERR, OF_RESET},
+        f"{otherwise}{otherwise and ', or '}VRING_ERR or DEVICE_NEEDS_RESET",
+        "only that the connection ended" if said else f"nothing in {TOLD:g} s, and no used element",
+        Fault.SILENT_RING_ERROR,
+    )
 
 
 def broken(check: Check, attack: Callable[[Ring], None], features: int = ALL_FEATURES) -> None:

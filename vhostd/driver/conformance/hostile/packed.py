@@ -1,0 +1,263 @@
+"""Packed rings that no driver makes: ids, marks, chains without end, tables, events (HOSTILE R13 to R36, R80 to R85).
+
+The marks of a descriptor (AVAIL and USED) are the only thing that says whose it is, and the id the only thing that says
+which chain it was: both come from the driver, so that both may be anything.
+"""
+
+import struct
+import time
+from collections.abc import Callable
+
+from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
+from vhostd.driver.conformance.check import ALL_FEATURES, Check, Guest
+from vhostd.driver.conformance.hostile.rings import (
+    DATA_LEN,
+    END,
+    FAR,
+    INDIRECT,
+    NEXT,
+    SIZE,
+    WRITE,
+    Part,
+    held_to_telling,
+    how_told,
+)
+from vhostd.driver.virtqueue import Packed, Virtqueue
+from vhostd.spec.blk import Request, StatusByte
+
+HOSTILE = [Mark.HOSTILE]
+PACKED = int(RingFeature.RING_PACKED)
+WITH_TABLES = PACKED | int(RingFeature.INDIRECT_DESC)
+AVAIL, USED = 1 << 7, 1 << 15
+DIRECT = ALL_FEATURES & ~int(RingFeature.EVENT_IDX)
+
+
+class PackedRing:
+    """A packed ring to write descriptors into, from slot 0 on in its first round, and the parts of one good read."""
+
+    def __init__(self, check: Check, guest: Guest) -> None:
+        self.check = check
+        self.guest = guest
+        self.arena = guest.arena
+        self.queue: Virtqueue = guest.queue
+        self.slot = 0
+        self.head = self.arena.alloc(16, 16)
+        self.data = self.arena.alloc(DATA_LEN, 16)
+        self.status = self.arena.alloc(1)
+        self.arena.write(self.head, struct.pack("<IIQ", Request.IN, 0, check.scratch.first))
+        self.arena.fill(self.status, 1, 0xFF)
+
+    def good(self) -> list[Part]:
+        """Return the parts of a good request."""
+        return [(self.head, 16, 0), (self.data, DATA_LEN, WRITE), (self.status, 1, WRITE)]
+
+    def put(self, *descriptors: tuple[int, int, int, int], marks: int = AVAIL) -> None:
+        """Write descriptors of (addr, length, id, flags) into the next slots, the first one last, and kick."""
+        for n, (addr, length, ident, flags) in reversed(list(enumerate(descriptors))):
+            self.queue.raw_packed((self.slot + n) % self.queue.size, addr, length, ident, flags | marks)
+        shown = "; ".join(f"{a:#x} {n} id {i} flags {f | marks:#x}" for a, n, i, f in descriptors[:6])
+        self.check.note(
+            f"packed descriptors from slot {self.slot}: {shown}{' …' if len(descriptors) > 6 else ''}; kick"
+        )
+        self.slot += len(descriptors)
+        self.queue.kick(force=True)
+
+    def chain(self, *parts: Part, ids: int | list[int] = 0, marks: int = AVAIL) -> None:
+        """Make a chain of (addr, length, flags) available, with one id or one for each descriptor."""
+        given = [ids] * len(parts) if isinstance(ids, int) else ids
+        last = len(parts) - 1
+        self.put(
+            *((a, n, given[i], flags | (NEXT if i < last else 0)) for i, (a, n, flags) in enumerate(parts)), marks=marks
+        )
+
+    def table(self, raw: bytes, length: int | None = None, flags: int = 0) -> None:
+        """Make an indirect table available."""
+        at = self.arena.alloc(max(len(raw), 16), 16)
+        self.arena.write(at, raw)
+        self.put((at, len(raw) if length is None else length, 0, INDIRECT | flags))
+
+    def used(self, slot: int = 0) -> Packed | None:
+        """Return the used descriptor at a slot in the first round, or None while there is none."""
+        found = self.queue.read_packed(slot)
+        return found if found.flags & (AVAIL | USED) == AVAIL | USED else None
+
+    def waits(self, slot: int = 0) -> Packed | None:
+        """Wait for a used descriptor; None when none comes in time."""
+        deadline = time.monotonic() + self.check.timeout
+        while (found := self.used(slot)) is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return found
+
+    def breaks(self) -> None:
+        """Hold the back-end to using nothing and to saying that the ring is broken."""
+        said = how_told(self.guest, self.queue, lambda: self.used() is not None)
+        self.check.expect(self.used() is None, "nothing to be used", "a used descriptor")
+        held_to_telling(self.check, said)
+
+    def works(self, slot: int = 0, ident: int = 0) -> None:
+        """Hold the back-end to having read the sector, and used the chain under its id."""
+        found = self.waits(slot)
+        self.check.expect(found is not None, "a used descriptor", "none")
+        assert found is not None
+        self.check.equal((found.id, found.length), (ident, DATA_LEN + 1), "id and used length")
+        self.check.equal(self.arena.read(self.status, 1)[0], int(StatusByte.OK), "status")
+        self.check.equal(self.arena.read(self.data, DATA_LEN), self.check.scratch.known[:DATA_LEN], "the sector,")
+
+
+Attack = Callable[[PackedRing], None]
+
+
+def _entry(part: Part, flags: int = 0, ident: int = 0) -> bytes:
+    return struct.pack("<QIHH", part[0], part[1], ident, part[2] | flags)
+
+
+BREAKS: dict[str, Attack] = {
+    "R13-next-on-all": lambda r: r.put(*((r.head, 16, 0, NEXT) for _ in range(r.queue.size))),
+    "R13-next-on-all-writable": lambda r: r.put(*((r.data, 16, 0, NEXT | WRITE) for _ in range(r.queue.size))),
+    "R17-rest-not-available": lambda r: r.put((r.head, 16, 0, NEXT)),
+    "R30-status-unmapped": lambda r: r.chain(*r.good()[:2], (FAR, 1, WRITE)),
+    "R31-status-straddles-the-end": lambda r: r.chain(*r.good()[:2], (END - 1, 2, WRITE)),
+    "R32-status-wraps": lambda r: r.chain(*r.good()[:2], (2**64 - 1, 2, WRITE)),
+    "B24-nothing-writable": lambda r: r.chain((r.head, 16, 0), (r.data, DATA_LEN, 0)),
+    "B25-status-alone": lambda r: r.chain((r.status, 1, WRITE)),
+    "B27-writable-first": lambda r: r.chain((r.data, DATA_LEN, WRITE), (r.head, 16, 0), (r.status, 1, WRITE)),
+}
+
+
+@case("HOST-PACKED", "virtio 2.8.17", kinds=BLOCK, features=PACKED, marks=HOSTILE, rows=BREAKS)
+def a_packed_chain_that_cannot_be(check: Check, attack: Attack) -> None:
+    """A chain that has no end, or no place for its status, breaks the ring, which is said, and nothing is used."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        attack(ring)
+        ring.breaks()
+
+
+TABLES: dict[str, Attack] = {
+    "R20-table-of-0-bytes": lambda r: r.table(b"", 0),
+    "R20-table-of-15-bytes": lambda r: r.table(bytes(16), 15),
+    "R20-table-of-17-bytes": lambda r: r.table(bytes(32), 17),
+    "R21-table-of-4-GiB": lambda r: r.table(bytes(48), 0xFFFF_FFF0),
+    "R30-table-unmapped": lambda r: r.put((FAR, 48, 0, INDIRECT)),
+    "R31-table-straddles-the-end": lambda r: r.put((END - 32, 48, 0, INDIRECT)),
+    "R32-table-wraps": lambda r: r.put((2**64 - 16, 48, 0, INDIRECT)),
+}
+
+
+@case("HOST-PTABLE", "virtio 2.8.7", kinds=BLOCK, features=WITH_TABLES, marks=HOSTILE, rows=TABLES)
+def a_packed_table_that_cannot_be(check: Check, attack: Attack) -> None:
+    """An indirect table is whole descriptors in guest memory: any other breaks the ring, which is said."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        attack(ring)
+        ring.breaks()
+
+
+@case("HOST-R24P", "virtio 2.8.7", kinds=BLOCK, features=WITH_TABLES, marks=HOSTILE,
+      rows={"next": NEXT, "marks": AVAIL | USED, "indirect": INDIRECT, "all": 0xFFFF & ~WRITE})  # fmt: skip
+def flags_in_a_packed_table(check: Check, flags: int) -> None:
+    """In an indirect table only the write flag counts; ids and other flags are reserved, and ignored."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        ring.table(b"".join(_entry(part, flags, 0xEEEE) for part in ring.good()))
+        ring.works()
+
+
+@case("HOST-R80", "virtio 2.8.6, 2.8.22", kinds=BLOCK, features=PACKED, marks=HOSTILE,
+      rows={"size": SIZE, "32768": 32768, "65535": 65535})  # fmt: skip
+def an_id_beyond_the_ring(check: Check, ident: int) -> None:
+    """A buffer id is the driver's: it comes back as it was, or breaks the ring loudly; it is never an index."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        ring.chain(*ring.good(), ids=ident)
+        said = how_told(guest, ring.queue, lambda: ring.used() is not None)
+        if ring.used() is None:
+            held_to_telling(check, said, f"the chain used under id {ident}")
+        else:
+            ring.works(ident=ident)
+
+
+@case("HOST-R81", "virtio 2.8.6, 2.8.22", kinds=BLOCK, features=PACKED, marks=HOSTILE)
+def an_id_that_is_in_flight(check: Check) -> None:
+    """Chains with one id are each used under it, or break the ring; never a crash."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        for _ in range(SIZE // 3):
+            ring.chain(*ring.good(), ids=5)
+        said = how_told(guest, ring.queue, lambda: ring.used() is not None)
+        if ring.used() is None:
+            held_to_telling(check, said, "the chains used under id 5")
+
+
+@case("HOST-R82", "virtio 2.8.6", kinds=BLOCK, features=PACKED, marks=HOSTILE)
+def ids_that_differ_in_a_chain(check: Check) -> None:
+    """The id of a chain is that of its last descriptor; those of the others are ignored."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        ring.chain(*ring.good(), ids=[60, 61, 7])
+        ring.works(ident=7)
+
+
+@case("HOST-R17", "virtio 2.8.1", kinds=BLOCK, features=PACKED, marks=HOSTILE,
+      rows={"both": AVAIL | USED, "neither": 0, "used": USED})  # fmt: skip
+def marks_of_another_round(check: Check, marks: int) -> None:
+    """A descriptor whose marks are not those of the round is not available: nothing is used, and nothing is touched."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        ring.chain(*ring.good(), marks=marks)
+        time.sleep(0.1)
+        check.equal(ring.arena.read(ring.status, 1), b"\xff", "the status byte as it was,")
+        check.equal(ring.queue.read_packed(0).flags & (AVAIL | USED), marks, "the marks as they were,")
+
+
+@case("HOST-R84", "virtio 2.8.12", kinds=BLOCK, features=PACKED, marks=HOSTILE)
+def a_batch_whose_third_is_bad(check: Check) -> None:
+    """What came before a bad chain is used; the bad one breaks the ring, which is said."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        ring.chain(*ring.good(), ids=0)
+        ring.chain(*ring.good(), ids=3)
+        ring.chain((ring.head, 16, 0), (ring.data, DATA_LEN, 0), ids=6)
+        ring.works()
+        check.expect(ring.waits(3) is not None, "the second to be used", "it is not")
+        said = how_told(guest, ring.queue, lambda: ring.used(6) is not None)
+        check.expect(ring.used(6) is None, "the third not to be used", "it is")
+        held_to_telling(check, said)
+
+
+@case("HOST-R85", "virtio 2.8.10, 2.8.14", kinds=BLOCK, features=PACKED, marks=HOSTILE,
+      rows={"flags-3": (0, 3), "flags-65535": (0, 0xFFFF), "beyond": (SIZE, 2), "65535": (0xFFFF, 2)})  # fmt: skip
+def an_event_structure_of_garbage(check: Check, event: tuple[int, int]) -> None:
+    """What the driver asks for and cannot be makes a call too many or too few, and no work undone."""
+    with check.guest(packed=True, size=SIZE) as guest:
+        ring = PackedRing(check, guest)
+        ring.queue.driver_event = event
+        ring.chain(*ring.good())
+        ring.works()
+
+
+ERRORS: dict[str, Attack] = {
+    "R30-data-unmapped": lambda r: r.chain((r.head, 16, 0), (FAR, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+    "R30-header-unmapped": lambda r: r.chain((FAR, 16, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+    "R31-data-straddles-the-end": lambda r: r.chain((r.head, 16, 0), (END - 8, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+    "R32-data-wraps": lambda r: r.chain((r.head, 16, 0), (2**64 - 64, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+    "R33-nothing-at-a-bad-place": lambda r: r.chain(r.good()[0], (FAR, 0, WRITE), *r.good()[1:]),
+    "B23-header-of-15-bytes": lambda r: r.chain((r.head, 15, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+}
+
+
+@case("HOST-PERROR", "virtio 5.2.6.2", kinds=BLOCK, features=PACKED, marks=HOSTILE, rows=ERRORS)
+def a_packed_request_that_cannot_be_done(check: Check, attack: Attack) -> None:
+    """A request that cannot be done and can be answered ends in IOERR, or breaks its ring loudly."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        attack(ring)
+        said = how_told(guest, ring.queue, lambda: ring.used() is not None)
+        if ring.used() is None:
+            held_to_telling(check, said, "status IOERR")
+            return
+        status = ring.arena.read(ring.status, 1)[0]
+        if status == StatusByte.OK:  # length 0: nothing was to be read there
+            check.equal(ring.arena.read(ring.data, DATA_LEN), check.scratch.known[:DATA_LEN], "the sector,")
+        else:
+            check.expect(status in {StatusByte.IOERR, StatusByte.UNSUPP}, "status IOERR", f"status {status:#x}")
