@@ -25,6 +25,7 @@ class WrongBackend:
     """Listens at `path`; `wrong` names its mistakes."""
 
     features = FEATURES
+    protocol = PROTOCOL
 
     def session(self, connection):
         return Session(self, connection)
@@ -124,6 +125,11 @@ class Session:
 
     def reply(self, request, payload):
         flags = VERSION | (0 if "no reply flag" in self.wrong else REPLY)
+        if isinstance(payload, tuple):
+            payload, fd = payload
+            with open(fd, "rb", closefd=True):
+                socket.send_fds(self.connection, [struct.pack("<III", request, flags, len(payload)) + payload], [fd])
+            return
         self.connection.sendall(struct.pack("<III", request, flags, len(payload)) + payload)
 
     def on_1(self, payload, fds):
@@ -134,7 +140,7 @@ class Session:
         self.enabled = self.enabled or not self.features & 1 << 30
 
     def on_15(self, payload, fds):
-        return struct.pack("<Q", PROTOCOL)
+        return struct.pack("<Q", self.owner.protocol)
 
     def on_16(self, payload, fds):
         (self.protocol,) = struct.unpack("<Q", payload)
@@ -218,15 +224,23 @@ class Session:
         served = False
         while self.base != struct.unpack_from("<H", drv, avail + 2)[0]:
             (head,) = struct.unpack_from("<H", drv, avail + 4 + 2 * (self.base % self.size))
+            self.taken(head)
             length = self.serve(table, desc, head)
             self.base = (self.base + 1) % 65536
             slot = (self.base - 1) % self.size
             struct.pack_into("<II", dev, used + 4 + 8 * slot, head, length + ("used length" in self.wrong))
             struct.pack_into("<H", dev, used + 2, self.base)
+            self.returned(head)
             served = True
         wants = not struct.unpack_from("<H", drv, avail)[0] & 1 or "calls always" in self.wrong
         if served and wants and "call" in self.fds and "never calls" not in self.wrong:
             os.eventfd_write(self.fds["call"], 1)
+
+    def taken(self, head):
+        """A head was taken from the available ring."""
+
+    def returned(self, head):
+        """A head's used element is visible."""
 
     def serve(self, table, desc, index):
         readable, room = b"", []

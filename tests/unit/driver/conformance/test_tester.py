@@ -2,35 +2,17 @@
 
 import contextlib
 import json
-import os
 import xml.etree.ElementTree as ET
 
 import pytest
 
+from tests.support.checked import checked
 from tests.support.wrong_backend import WrongBackend
 from vhostd.driver.conformance import all_cases
-from vhostd.driver.conformance.report import Report, as_json, junit, table, tap
-from vhostd.driver.conformance.runner import run
+from vhostd.driver.conformance.report import as_json, junit, table, tap
 from vhostd.driver.conformance.selection import BadExpression, select
-from vhostd.driver.conformance.target import probe, scratch
 from vhostd.driver.conformance.verdict import Verdict
 from vhostd.errors import DeviceError
-
-
-@contextlib.contextmanager
-def checked(tmp_path, expression, *wrong):
-    backend = WrongBackend(tmp_path / "wrong.sock", *wrong)
-    try:
-        target = probe(str(tmp_path / "wrong.sock"), timeout=0.5)
-        assert target.pid == os.getpid()
-        target.pid = 0  # it is ourselves, and never idle
-        chosen = [case for case in select(all_cases(), expression) if "block" in case.kinds]
-        report = Report(target, chosen)
-        with scratch(target):
-            report.outcomes = list(run(target, chosen))
-        yield report
-    finally:
-        backend.close()
 
 
 def verdicts(report):
@@ -58,7 +40,7 @@ SEEN = MISTAKES
 @pytest.mark.parametrize("case", sorted(set(SEEN.values())))
 def test_a_right_back_end_passes(tmp_path, case):
     """The fake is right when it is told to be: what fails below fails for its mistake."""
-    with checked(tmp_path, case) as report:
+    with checked(WrongBackend, tmp_path, case) as report:
         assert verdicts(report) == {case: Verdict.PASSED}, table(report)
         assert report.conforms
 
@@ -69,7 +51,7 @@ def test_a_mistake_is_noticed(tmp_path, mistake):
     case = SEEN[mistake]
     with contextlib.ExitStack() as stack:
         try:
-            report = stack.enter_context(checked(tmp_path, case, mistake))
+            report = stack.enter_context(checked(WrongBackend, tmp_path, case, mistake))
         except DeviceError:
             assert mistake in {"used length", "never calls"}
             return  # a disk that nobody can read is noticed before any case
@@ -83,7 +65,7 @@ def test_a_mistake_is_noticed(tmp_path, mistake):
 
 def test_what_is_not_offered_is_never_passed(tmp_path):
     """Packed rings, in-flight tracking, discards: the fake has none of them."""
-    with checked(tmp_path, "packed_ring or inflight or block_ranges or dirty_log") as report:
+    with checked(WrongBackend, tmp_path, "packed_ring or inflight or block_ranges or dirty_log") as report:
         assert set(verdicts(report).values()) <= {Verdict.NOT_OFFERED, Verdict.FAILED, Verdict.PASSED}
         found = verdicts(report)
         assert all(v is Verdict.NOT_OFFERED for name, v in found.items() if name.startswith(("PKD-", "VU-INFL-")))
@@ -120,7 +102,7 @@ def test_expressions_that_are_none(bad):
 
 def test_formats(tmp_path):
     """JUnit is XML with its counts, TAP has its plan and a line for each, JSON has all."""
-    with checked(tmp_path, "messages or VU-FEAT-03 or PKD-17", "reserved bit") as report:
+    with checked(WrongBackend, tmp_path, "messages or VU-FEAT-03 or PKD-17", "reserved bit") as report:
         count = len(report.outcomes)
         suite = ET.fromstring(junit(report))
         assert int(suite.get("tests")) == count == len(suite.findall("testcase"))

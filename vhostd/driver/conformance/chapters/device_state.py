@@ -5,6 +5,7 @@ import os
 from vhostd.driver.conformance.case import NET, Level, Mark, NetFeature, case
 from vhostd.driver.conformance.check import Check
 from vhostd.driver.frames import GUEST
+from vhostd.driver.frontend import PROTOCOL_FEATURES
 from vhostd.fds import Fd
 from vhostd.protocol.messages import U64, DeviceStateTransfer
 from vhostd.protocol.wire import encode
@@ -14,12 +15,12 @@ R = FrontendRequest
 P = ProtocolFeature
 STATE = 'vhost-user, "Migrating back-end state"'
 TYPES = 'vhost-user, "Front-end message types"'
-DONE_TIMEOUT = 5.0
+WITH_STATE = PROTOCOL_FEATURES | P.DEVICE_STATE
 
 
 def _save(check: Check) -> bytes:
     """Fetch the state of a stopped device."""
-    frontend = check.negotiated()
+    frontend = check.negotiated(protocol=WITH_STATE)
     read, write = (check.keep(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
     answer, fds = frontend.ask(
         R.SET_DEVICE_STATE_FD, U64, DeviceStateTransfer(TransferDirection.SAVE, 0), [write.number]
@@ -33,6 +34,7 @@ def _save(check: Check) -> bytes:
     while part := os.read(source.number, 65536):
         parts.append(part)
     check.equal(frontend.ask_u64(R.CHECK_DEVICE_STATE), 0, "an answer of")
+    frontend.close()
     return b"".join(parts)
 
 
@@ -46,7 +48,7 @@ def saved(check: Check) -> None:
 def loaded(check: Check) -> None:
     """A state that was saved can be loaded before the device starts."""
     state = _save(check)
-    frontend = check.negotiated()
+    frontend = check.negotiated(protocol=WITH_STATE)
     read, write = (check.keep(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
     message = DeviceStateTransfer(TransferDirection.LOAD, 0)
     _, fds = frontend.ask(R.SET_DEVICE_STATE_FD, U64, message, [read.number])
@@ -64,7 +66,7 @@ def loaded(check: Check) -> None:
 @case("VU-STATE-03", STATE, protocol=P.DEVICE_STATE)
 def a_state_that_is_none(check: Check) -> None:
     """CHECK_DEVICE_STATE says that a state that is none could not be loaded."""
-    frontend = check.negotiated()
+    frontend = check.negotiated(protocol=WITH_STATE)
     read, write = (check.keep(Fd(fd)) for fd in os.pipe2(os.O_CLOEXEC))
     message = DeviceStateTransfer(TransferDirection.LOAD, 0)
     _, fds = frontend.ask(R.SET_DEVICE_STATE_FD, U64, message, [read.number])
