@@ -10,7 +10,8 @@ import pytest
 from tests.hostile.attack import MIB, guest, header
 from tests.hostile.conftest import IMAGE_LEN
 from vhostd.driver.arena import Arena, Region
-from vhostd.driver.blk import POISON, pack_segments
+from vhostd.driver.blk import pack_segments
+from vhostd.driver.buffers import POISON
 from vhostd.spec.blk import TYPE_BARRIER, WRITE_ZEROES_UNMAP, Request, StatusByte
 
 SECTORS = IMAGE_LEN // 512

@@ -7,7 +7,8 @@ import struct
 import pytest
 
 from tests.protocol.conftest import IMAGE_LEN, PATTERN_LEN, pattern, vhostd_only
-from vhostd.driver.blk import POISON, pack_segments
+from vhostd.driver.blk import pack_segments
+from vhostd.driver.buffers import POISON
 from vhostd.driver.frontend import DEVICE_BITS, RING_FEATURES
 from vhostd.errors import RingError
 from vhostd.spec import blk, virtio

@@ -10,12 +10,10 @@ import struct
 import time
 from collections.abc import Iterable, Sequence
 
+from vhostd.driver.buffers import GUARD, POISON, cut
 from vhostd.driver.virtqueue import Virtqueue
-from vhostd.errors import DeviceError, DeviceTimeout, LocalProtocolError
+from vhostd.errors import DeviceError, DeviceTimeout
 from vhostd.spec.blk import ID_LEN, STATUS_LEN, Request, StatusByte
-
-POISON = 0xFF  # what a device must overwrite: no status byte has this value
-GUARD = b"\xa5" * 16  # behind each buffer: what no device may touch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,18 +37,6 @@ class Pending:
     readable: list[tuple[int, int]]
     writable: list[tuple[int, int]]
     completion: Completion | None = None
-
-
-def cut(length: int, pieces: Iterable[int]) -> list[int]:
-    """Return piece lengths that sum up to `length`: those given, then one with the rest.
-
-    Raises LocalProtocolError when the given ones are longer. A list [1] * n cuts n single bytes off the front.
-    """
-    lengths = list(pieces)
-    left = length - sum(lengths)
-    if left < 0:
-        raise LocalProtocolError(f"pieces {lengths} are longer than {length} bytes")
-    return [*lengths, left] if left else lengths
 
 
 class BlockDriver:

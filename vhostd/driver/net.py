@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from vhostd.driver.blk import GUARD, POISON, cut
+from vhostd.driver.buffers import GUARD, POISON, cut
 from vhostd.driver.virtqueue import Used, Virtqueue
 from vhostd.errors import DeviceError, DeviceTimeout
 from vhostd.spec.net import FRAME_LEN_MAX, HEADER_LEN, HEADER_LEN_LEGACY, Feature

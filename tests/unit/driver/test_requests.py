@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.support.reference_device import ReferenceDevice
 from vhostd.driver.arena import Arena
-from vhostd.driver.blk import POISON, BlockDriver, cut, pack_segments
+from vhostd.driver.blk import BlockDriver, pack_segments
+from vhostd.driver.buffers import POISON, cut
 from vhostd.driver.net import NetDriver, NetHeader, header_len
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceError, DeviceTimeout, LocalProtocolError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vhostd.driver.blk import GUARD, cut
+from vhostd.driver.buffers import GUARD, cut
 from vhostd.driver.conformance import words
 from vhostd.driver.conformance.told import ToldBlockDriver
 from vhostd.driver.conformance.verdict import Evidence, Failed

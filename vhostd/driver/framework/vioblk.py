@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Self
 
-from vhostd.driver.blk import POISON, pack_segments
+from vhostd.driver.blk import pack_segments
+from vhostd.driver.buffers import POISON
 from vhostd.driver.framework.chain import Chain
 from vhostd.driver.framework.device import Device, plausible
 from vhostd.driver.framework.pool import Buffer, Constraints, Pool

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Self, TypeVar
 
-from vhostd.driver.blk import POISON
+from vhostd.driver.buffers import POISON
 from vhostd.driver.framework.chain import Chain, ChainQueue
 from vhostd.driver.framework.device import Device
 from vhostd.driver.framework.pool import Buffer, Constraints, Pool

@@ -2,7 +2,7 @@
 
 import os
 
-from vhostd.driver.blk import POISON
+from vhostd.driver.buffers import POISON
 from vhostd.driver.conformance.case import BLOCK, BlkFeature, Level, Mark, RingFeature, Row, case
 from vhostd.driver.conformance.check import ALL_FEATURES, Check
 from vhostd.spec import blk
