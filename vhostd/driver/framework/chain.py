@@ -6,6 +6,7 @@ takes one descriptor of the ring; else it takes as many as it has buffers.
 
 import enum
 import os
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -106,7 +107,8 @@ class ChainQueue:
     """A ring and its chains. `poll`: spin on the ring instead of sleeping on the call descriptor.
 
     `chains` are made at once, of `capacity` buffers each; more never. Raises LocalProtocolError when the arena has no
-    room.
+    room. It is one thread's, the one that uses it first, until `hand_over`; calls of another raise LocalProtocolError,
+    but not with `python -O`.
     """
 
     def __init__(self, ring: Virtqueue, *, chains: int, capacity: int, poll: bool = False) -> None:
@@ -121,6 +123,19 @@ class ChainQueue:
         ][::-1]
         self.count = chains
         self.evacuated = 0  # chains that a reset took back from the device
+        self._thread: int | None = None
+
+    def hand_over(self) -> None:
+        """Let the next thread that uses it have it."""
+        self._thread = None
+
+    def _check_thread(self) -> None:
+        if __debug__:
+            here = threading.get_ident()
+            if self._thread is None:
+                self._thread = here
+            elif self._thread != here:
+                raise LocalProtocolError(f"ring: thread {self._thread} has it, and thread {here} uses it")
 
     @property
     def free(self) -> int:
@@ -134,10 +149,12 @@ class ChainQueue:
 
     def take(self) -> Chain | None:
         """Take an empty chain, or None when there is none."""
+        self._check_thread()
         return self._free.pop() if self._free else None
 
     def give(self, chain: Chain) -> None:
         """Clear a chain and give it back. Raises LocalProtocolError while it is in flight, or for one given twice."""
+        self._check_thread()
         if chain.queue is not self or chain in self._free:
             raise LocalProtocolError("chain: it is not out, and given back")
         chain.clear()
@@ -148,6 +165,7 @@ class ChainQueue:
 
         Raises LocalProtocolError when the ring has no room (the chain is as before), DeviceError on a broken ring.
         """
+        self._check_thread()
         if chain.state is not State.ALLOCATED:
             raise LocalProtocolError(f"chain: submitted while it is {chain.state.value}")
         indirect = chain.table is not None
@@ -158,6 +176,7 @@ class ChainQueue:
 
     def flush(self) -> None:
         """Show the device all that was submitted, and kick it if it wants that."""
+        self._check_thread()
         self.ring.kick()
 
     def reap(self) -> int:
@@ -165,6 +184,7 @@ class ChainQueue:
 
         Raises DeviceError for a used element that cannot be, which breaks the ring.
         """
+        self._check_thread()
         return self._hand_out(self.ring.reap())
 
     def wait(self, chain: Chain, timeout: float) -> Chain:
@@ -179,6 +199,7 @@ class ChainQueue:
 
     def until(self, condition: Callable[[], bool], timeout: float) -> None:
         """Reap until something holds. Raises DeviceTimeout after `timeout` seconds."""
+        self._check_thread()
         deadline = time.monotonic() + timeout
         while not condition():
             left = deadline - time.monotonic()
@@ -188,6 +209,7 @@ class ChainQueue:
 
     def evacuate(self) -> list[Chain]:
         """Take back every chain the device has; it has stopped the ring. They are ALLOCATED, and their owner's."""
+        self._check_thread()
         chains: list[Chain] = self.ring.tokens()
         self.ring.reset()
         for chain in chains:

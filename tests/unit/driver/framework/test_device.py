@@ -1,5 +1,6 @@
 """A device's life: attached or not at all, reset, timed out, closed in any state."""
 
+import concurrent.futures
 import gc
 import itertools
 import os
@@ -248,6 +249,34 @@ def test_from_a_thread_of_its_own(puppet):
         thread.join()
     assert results == [0, 0]
     assert devices.CONFIG_TRIES > 1
+
+
+def test_a_foreign_thread_is_turned_away(puppet):
+    """ILLUMOS R2.10-F: every operation of a ring checks whose it is; handed over, it is another's."""
+    made = puppet(features=MODERN)
+    with Device.attach(made.path, wanted=0, size=8) as device:
+        queue = device.make_queue(0, chains=4, capacity=1)
+        made.play(device, lambda index, readable, writable: 0)
+        device.start()
+        mine = chain_on(queue)
+        foreign = [
+            queue.take, lambda: queue.give(mine), lambda: queue.submit(mine), queue.flush, queue.reap,
+            lambda: queue.until(lambda: True, 1), queue.evacuate,
+        ]  # fmt: skip
+        for operation in foreign:
+            with pytest.raises(LocalProtocolError, match="thread"):
+                elsewhere(operation)
+        queue.give(mine)
+        queue.hand_over()
+        assert elsewhere(queue.take) is not None
+        with pytest.raises(LocalProtocolError, match="thread"):
+            queue.take()
+
+
+def elsewhere(operation):
+    """Do it on another thread; return or raise what it does."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(operation).result()
 
 
 def test_descriptors_are_given_back_early(puppet):

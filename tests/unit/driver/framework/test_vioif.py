@@ -1,5 +1,6 @@
 """The network driver against devices that are right, wrong and late, and an application that keeps what it gets."""
 
+import os
 import struct
 
 import pytest
@@ -186,6 +187,73 @@ def test_corked_and_uncorked_without_a_lost_wake_up(attached):
         assert not card.corked
         assert told
         assert card.send(b"y" * 60)
+
+
+class Stepped:
+    """A ring whose `arm` is done step by step, with something that happens between the steps."""
+
+    def __init__(self, ring, between):
+        self._ring = ring
+        self._between = between
+
+    def __getattr__(self, name):
+        return getattr(self._ring, name)
+
+    def arm(self):
+        self._between("marked")
+        self._ring.used_event = self._ring.last_used & 0xFFFF
+        self._between("asked")
+        found = self._ring.used_idx != self._ring.last_used & 0xFFFF
+        self._between("looked")
+        return found
+
+
+@pytest.mark.parametrize("step", ["full", "marked", "asked", "looked", "corked"])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_every_interleaving_of_corking_and_returning(attached, step, count):
+    """ILLUMOS R2.27-F: whenever the device returns however many, a call is due, or nobody sleeps. No timer helps."""
+    card, net = attached(size=8, large=2)
+    net.tx_used = None
+    ring = card.device.rings[1]
+    heads = []
+
+    def device(how_many):
+        """Return chains, then call if used_event was passed: each side in its order."""
+        arena, old = card.device.arena, ring.used_idx
+        for head in heads[:how_many]:
+            at = ring.used_gpa + 4 + 8 * (ring.used_idx % 8)
+            arena.write(at, struct.pack("<II", head, 0))
+            arena.write(ring.used_gpa + 2, struct.pack("<H", ring.used_idx + 1))
+        del heads[:how_many]
+        if (ring.used_idx - ring.used_event - 1) % 65536 < (ring.used_idx - old) % 65536:
+            os.eventfd_write(ring.call_fd.number, 1)
+
+    def between(now):
+        if now == step and heads:
+            device(count)
+
+    while card.tx.free:
+        assert card.send(b"x" * 60)
+    ring.take_call()
+    heads += [int.from_bytes(card.device.arena.read(ring.avail_gpa + 4 + 2 * n, 2), "little") for n in range(8)]
+    told = []
+    card.on_uncork = lambda: told.append(1)
+    card.tx.ring = Stepped(ring, between)
+    cork = card._cork
+
+    def corking():
+        between("full")
+        cork()
+        between("corked")
+
+    card._cork = corking
+    assert not card.send(b"y" * 60)
+    if card.corked:
+        device(8)  # the others, at last, or none
+        assert ring.take_call() > 0, "it sleeps, and nobody will call"
+        card.reclaim()
+    assert not card.corked
+    assert told
 
 
 def _give_back(card, after):
