@@ -234,6 +234,7 @@ def test_every_interleaving_of_corking_and_returning(attached, step, count):
 
     while card.tx.free:
         assert card.send(b"x" * 60)
+    ring.disarm()
     ring.take_call()
     heads += [int.from_bytes(card.device.arena.read(ring.avail_gpa + 4 + 2 * n, 2), "little") for n in range(8)]
     told = []
