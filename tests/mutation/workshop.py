@@ -115,6 +115,16 @@ class Workshop:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._end_strays()
         if check and process.returncode:
             raise RuntimeError(f"{' '.join(map(str, command))}:\n{output}")
         return subprocess.CompletedProcess(command, process.returncode, output)
+
+    def _end_strays(self):
+        """End what a mutant's processes left running: a back-end of a test that was cut off, in a loop perhaps."""
+        mark = f"PYTHONPATH={self.tree}".encode()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and int(folder.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    if mark in (folder / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(folder.name), signal.SIGKILL)
