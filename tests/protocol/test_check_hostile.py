@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.support import wrong_backend
 from tests.support.backends import start_card, start_vhostd
 from tests.support.net import Netns
 from vhostd.driver.conformance import all_cases
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FAMILIES = {
     "HOST-RING",
@@ -81,3 +84,17 @@ def test_our_card_stands_all_of_it(tmp_path):
         netns.close()
     assert (code, bad(report)) == (0, set())
     assert report["totals"]["passed"] >= 300
+
+
+def test_every_case_has_its_row_in_the_page():
+    """docs/hostile.md says of each what is expected and what vhostd does; ranges stand for what lies in them."""
+    rows = re.findall(r"^\| ([SRBN]\d.*?) \|", (ROOT / "docs/hostile.md").read_text(), re.MULTILINE)
+    named = set()
+    for row in rows:
+        for part in row.split(", "):
+            ends = [int(number) for number in re.findall(r"\d+", part)]
+            named |= {f"{part[0]}{number}" for number in range(ends[0], ends[-1] + 1)}
+    for case in all_cases(hostile_ones=True):
+        family, _, row = case.id.partition(".")
+        name = row if family in FAMILIES else family.removeprefix("HOST-")
+        assert re.match(r"[SRBN]\d+", name).group() in named, case.id
