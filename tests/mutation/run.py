@@ -6,6 +6,7 @@ Ends with 1 when one was noticed by nobody. Takes about half an hour; names on t
 
 import argparse
 import datetime as dt
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ RESULTS = Path(__file__).with_name("results.md")
 HEAD = """# Mutants and what noticed them
 
 Each row is a mistake seeded into the device side (`mutants.py`), built, and held against the tests of its room and
-against `vhostd check`. Made by `./run mutation` on {day}, at revision {revision}: {count} mutants, {tests} noticed by
-the tests, {check} by `vhostd check`, {nobody} by nobody.
+against `vhostd check`. Made by `./run mutation`, last on {day}, at revision {revision}: {count} mutants, {tests} noticed
+by the tests, {check} by `vhostd check`, {nobody} by nobody.
 
 | mutant | what it breaks | noticed by the tests | noticed by `vhostd check` |
 | --- | --- | --- | --- |
@@ -43,6 +44,29 @@ def first_line(text):
     return text.strip().splitlines()[-1][:160].replace("|", "\\|") if text.strip() else ""
 
 
+def known():
+    """The rows of the last runs, whose mutants are still there: what noticed each."""
+    names = {mutant.name for mutant in MUTANTS}
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines if line.startswith("| ")]
+    return {row[0]: (row[2], row[3]) for row in cells if row[0] in names}
+
+
+def write(rows):
+    """Write the page: a row for each mutant that has been tried, in the order of the list."""
+    revision = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    head = HEAD.format(
+        day=dt.datetime.now(dt.UTC).date(), revision=revision, count=len(rows),
+        tests=sum(said != "no" for said, _ in rows.values()), check=sum(found != "no" for _, found in rows.values()),
+        nobody=sum(row == ("no", "no") for row in rows.values()),
+    )  # fmt: skip
+    tried = [mutant for mutant in MUTANTS if mutant.name in rows]
+    lines = [f"| {mutant.name} | {mutant.breaks} | {' | '.join(rows[mutant.name])} |" for mutant in tried]
+    RESULTS.write_text(head + "\n".join(lines) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="mutants (all)")
@@ -54,7 +78,7 @@ def main():
         for mutant in chosen:
             print(f"{mutant.name:36} {mutant.breaks}")
         return 0
-    rows, survivors, by_tests, by_check = [], [], 0, 0
+    rows, survivors = known(), []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         print("building the copy", flush=True)
         shop = Workshop(Path(folder))
@@ -73,26 +97,17 @@ def main():
                     sys.exit(f"{mutant.name} does not build:\n{misbuilt}")
                 passed, said = shop.tests(mutant.tests.split())
                 conforms, found = (True, "not asked") if args.no_check else check(shop, Path(folder))
-            by_tests += not passed
-            by_check += not conforms
             if passed and conforms:
                 survivors.append(mutant.name)
             said = f"`{first_line(said)}`" if not passed else "no"
             found = f"`{first_line(found)}`" if not conforms else "no"
-            rows.append(f"| {mutant.name} | {mutant.breaks} | {said} | {found} |")
+            if not args.no_check:
+                rows[mutant.name] = said, found
+                write(rows)
             seconds = time.monotonic() - began
             print(
                 f"{number:3}/{len(chosen)} {mutant.name:36} {seconds:4.0f} s  tests: {said}  check: {found}", flush=True
             )
-    if len(chosen) == len(MUTANTS) and not args.no_check:
-        revision = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        head = HEAD.format(
-            day=dt.datetime.now(dt.UTC).date(), revision=revision, count=len(rows),
-            tests=by_tests, check=by_check, nobody=len(survivors),
-        )  # fmt: skip
-        RESULTS.write_text(head + "\n".join(rows) + "\n")
     if survivors:
         print(f"noticed by nobody: {', '.join(survivors)}")
     return bool(survivors)
