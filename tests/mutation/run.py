@@ -23,8 +23,8 @@ RESULTS = Path(__file__).with_name("results.md")
 HEAD = """# Mutants and what noticed them
 
 Each row is a mistake seeded into the device side (`mutants.py`), built, and held against the tests of its room and
-against `vhostd check`. Made by `./run mutation`, last on {day}, at revision {revision}: {count} mutants, {tests} noticed
-by the tests, {check} by `vhostd check`, {nobody} by nobody.
+against `vhostd check`. Made by `./run mutation`, last on {day}, at revision {revision}: {count} mutants, {tests} of
+them noticed by the tests, {check} by `vhostd check`, {nobody} by nobody.
 
 | mutant | what it breaks | noticed by the tests | noticed by `vhostd check` |
 | --- | --- | --- | --- |
