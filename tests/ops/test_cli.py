@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -344,13 +345,23 @@ class TestConventions:
 
 @pytest.mark.skipif("VHOSTD_SANITIZED" in os.environ, reason="sanitizers cost memory and time of their own")
 def test_a_device_is_small_and_starts_quickly(start: Start, image: Path) -> None:
-    """At most 35 MiB, and 0.25 s from start to ready: in CPU time, for the machine may have other work."""
-    daemon = start("vhostd", "blk", image)
-    process = Path(f"/proc/{daemon.process.pid}")
-    ticks = process.joinpath("stat").read_text().rpartition(")")[2].split()
-    assert (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK") <= 0.25
-    status = dict(line.split(":\t", 1) for line in process.joinpath("status").read_text().splitlines())
-    assert int(status["VmRSS"].split()[0]) <= 35 * 1024
+    """At most 35 MiB; 0.25 s from start to ready is four times what an interpreter with asyncio takes, in CPU time."""
+    took: list[float] = []
+    bare: list[float] = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", "import asyncio"], check=True)
+        after = os.times()
+        bare.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        daemon = start("vhostd", "blk", image)
+        process = Path(f"/proc/{daemon.process.pid}")
+        ticks = process.joinpath("stat").read_text().rpartition(")")[2].split()
+        took.append((int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK"))
+        status = dict(line.split(":\t", 1) for line in process.joinpath("status").read_text().splitlines())
+        assert int(status["VmRSS"].split()[0]) <= 35 * 1024
+        daemon.process.terminate()
+        daemon.process.wait(10)
+    assert min(took) <= 4 * min(bare)
 
 
 def test_run_serves_as_long_as_a_command_runs(image: Path, tmp_path: Path) -> None:
