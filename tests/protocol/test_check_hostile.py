@@ -22,6 +22,7 @@ FAMILIES = {
     "HOST-CHAIN",
     "HOST-ERROR",
     "HOST-SELF",
+    "HOST-ORDER",
     "HOST-PACKED",
     "HOST-PTABLE",
     "HOST-PERROR",

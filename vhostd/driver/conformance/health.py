@@ -24,6 +24,7 @@ class Health:
         self.target = target
         self._fds: int | None = None
         self._warm = False
+        self._polls = False  # it uses a CPU by design: that is no case's doing
 
     def before(self, case: Case) -> None:
         """Remember what there is, once a first guest has been served: what that opens for good is no leak."""
@@ -32,6 +33,7 @@ class Health:
                 self.serves()
             time.sleep(SETTLE / 4)
             self._warm = True
+            self._polls = bool(self.target.pid) and self._spins() is not None
         self._fds = procfs.fd_count(self.target.pid) if Mark.HOSTILE in case.marks and self.target.pid else None
 
     def after(self, case: Case) -> tuple[Fault, str] | None:
@@ -49,7 +51,7 @@ class Health:
                 return self._died()
             return Fault.WEDGE, f"a fresh guest is not served any more: {error}"
         if Mark.HOSTILE in case.marks:
-            return self._kept() or self._spins()
+            return self._kept() or (None if self._polls else self._spins())
         return None
 
     def serves(self) -> None:

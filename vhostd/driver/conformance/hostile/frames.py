@@ -213,6 +213,7 @@ def more_descriptors_than_any_message_has(check: Check, count: int) -> None:
     'vhost-user, "SET_VRING_KICK"',
     level=Level.SHOULD,
     marks=HOSTILE,
+    protocol=ProtocolFeature.REPLY_ACK,
     rows={f"{_name(request)}.{kind}": (request, kind)
           for request in (R.SET_VRING_KICK, R.SET_VRING_CALL, R.SET_VRING_ERR) for kind in KINDS},
 )  # fmt: skip

@@ -275,8 +275,16 @@ def memory_that_is_cut_short(check: Check, which: int) -> None:
     arena: Arena = check.arena(*regions, seal=False)
     with check.guest(arena=arena) as guest:
         guest.works(1)
-        arena.truncate(regions[which], 4096)
-        check.note(f"the memory of region {which} is cut to 4096 bytes; kick")
+        if which:
+            head, data = arena.alloc(32, 16, regions[0]), arena.alloc(512, 16, regions[1])
+            if check.is_block:
+                arena.write(head, bytes(8) + check.scratch.first.to_bytes(8, "little"))
+                guest.queue.add([(head, 16)], [(data, 512), (head + 16, 1)])
+            else:
+                guest.queue.add([(head, 12), (data, 60)], [])
+            guest.queue.publish()
+        arena.truncate(regions[which], 0 if which else 4096)
+        check.note(f"the memory of region {which} is cut short; kick")
         # Nothing of the arena is touched from here on: its pages are gone for us, too.
         os.eventfd_write(guest.queue.kick_fd.number, 1)
         time.sleep(0.05)
