@@ -6,7 +6,8 @@ from vhostd.queues.counters cimport Counters
 from vhostd.queues.memory cimport GuestMemory
 from vhostd.queues.split cimport queue_t
 
-# Publish what was pushed and call the driver if it wants that: once per batch. Worker only, no GIL.
+# Publish what was pushed and call the driver if it wants that: at the end of a pass, and in it when much has gathered.
+# Worker only, no GIL.
 cdef void queue_flush(queue_t *q) noexcept nogil
 # Call the driver whatever it wishes: after a new call fd, since it may have missed one. Worker only, no GIL.
 cdef void queue_call(queue_t *q) noexcept nogil

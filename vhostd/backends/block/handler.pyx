@@ -24,9 +24,9 @@ from vhostd.backends.ringset cimport RingSet, ringset_flush, ringset_t, slot_cou
 from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_CHAIN
 from vhostd.queues.counters cimport C_OWN, counters_t, count
-from vhostd.queues.queue cimport queue_break
+from vhostd.queues.queue cimport queue_break, queue_flush
 from vhostd.queues.split cimport (
-    queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_publish, split_push,
+    queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_push,
     split_unpop,
 )
 from vhostd.spec.layout cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
@@ -62,7 +62,8 @@ cdef enum:
     TURN = 64  # chains in one turn
     REQUESTS_MAX = 256  # of one ring at a time; further chains wait in the ring
     STEPS_MAX = 16  # of one request in a turn, where the worker itself writes: 1 MiB of zeroes
-    PUBLISH_EVERY = 8  # used elements: 64 bytes
+    FLUSH_EVERY = 8  # used elements: 64 bytes
+    FLUSH_BYTES = 64 << 10  # transferred, by fewer and larger requests
     TRIES_MAX = 16  # of one request that the host interrupts or cannot take now
 
 cdef enum:
@@ -99,6 +100,7 @@ cdef struct blk_handler_t:
     uint32_t parked_count
     uint32_t free_count
     uint32_t cancelling
+    uint64_t held  # bytes transferred since the driver was last told of any
 
 
 cdef blk_req_t *request_at(blk_handler_t *b, uint32_t i) noexcept nogil:
@@ -117,9 +119,14 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     elif status == BLK_S_UNSUPP:
         count(q.counters, C_UNSUPP, 1)
     split_push(q, r.head, written)
-    # A cache line of the used ring at a time: a driver that looks on has work sooner, and costs no line bouncing more.
-    if <uint16_t>(q.next_used - q.published) >= PUBLISH_EVERY and not load_acquire_u32(q.mem.faulted):
-        split_publish(q)
+    # Not at the end of the pass: a driver that waits for all of a batch and a device that waits for the next one would
+    # sleep in turns, and waking up is the dearest thing there is. A cache line of the used ring at a time costs least.
+    if r.kind == OP_READ or r.kind == OP_WRITE:
+        b.held += r.len
+    if <uint16_t>(q.next_used - q.published) >= FLUSH_EVERY or b.held >= FLUSH_BYTES:
+        b.held = 0
+        if not load_acquire_u32(q.mem.faulted):  # acquire: pairs with the guard's release; the end of the pass breaks it
+            queue_flush(q)
     b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
     b.free_count += 1
 
@@ -289,6 +296,7 @@ cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
     cdef uint32_t pending
     cdef int code
     b.engine.size_seen = 0
+    b.held = 0
     if b.parked_count:
         go_on(b)
     if not slot_open(s):
