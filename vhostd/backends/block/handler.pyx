@@ -125,7 +125,7 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
         b.held += r.len
     if <uint16_t>(q.next_used - q.published) >= FLUSH_EVERY or b.held >= FLUSH_BYTES:
         b.held = 0
-        if not load_acquire_u32(q.mem.faulted):  # acquire: pairs with the guard's release; the end of the pass breaks it
+        if not load_acquire_u32(q.mem.faulted):  # acquire: pairs with the guard's release; the pass ends in a break
             queue_flush(q)
     b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
     b.free_count += 1
