@@ -6,9 +6,12 @@ from vhostd.queues.counters cimport Counters
 from vhostd.queues.memory cimport GuestMemory
 from vhostd.queues.split cimport queue_t
 
-# Publish what was pushed and call the driver if it wants that: at the end of a pass, and in it when much has gathered.
-# Worker only, no GIL.
+# Publish what was pushed and call the driver if it wants that: at the end of a pass. Worker only, no GIL.
 cdef void queue_flush(queue_t *q) noexcept nogil
+# The same within a pass, if `much` was done for it or a cache line of used elements has gathered; whether it was. A
+# driver that waits for the end of a batch and a device that waits for the next one would sleep in turns, and nothing is
+# as dear as waking up. A ring whose memory has vanished is left for the end of the pass. Worker only, no GIL.
+cdef int queue_flush_early(queue_t *q, int much) noexcept nogil
 # Call the driver whatever it wishes: after a new call fd, since it may have missed one. Worker only, no GIL.
 cdef void queue_call(queue_t *q) noexcept nogil
 # Break the ring for `code`: sticky, counted, VRING_ERR raised. Returns code. Worker only, no GIL.

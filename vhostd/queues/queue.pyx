@@ -22,7 +22,9 @@ from vhostd.errors import GuestMemoryError, LocalProtocolError, RemoteProtocolEr
 from vhostd.spec import virtio
 
 
-cdef uint64_t LOOK_NS = 1000000  # between two looks at the mode of a call descriptor
+cdef enum:
+    FLUSH_EVERY = 8  # used elements: 64 bytes
+    LOOK_NS = 1000000  # between two looks at the mode of a call descriptor
 
 
 class Code(enum.IntEnum):
@@ -117,6 +119,15 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
         queue_call(q)
     else:
         count(q.counters, C_CALLS_SUPPRESSED, 1)
+
+
+cdef int queue_flush_early(queue_t *q, int much) noexcept nogil:
+    if not much and <uint16_t>(q.next_used - q.published) < FLUSH_EVERY:
+        return 0
+    if load_acquire_u32(q.mem.faulted):  # acquire: as in queue_flush
+        return 0
+    queue_flush(q)
+    return 1
 
 
 cdef int queue_break(queue_t *q, int code) noexcept nogil:

@@ -24,7 +24,7 @@ from vhostd.backends.ringset cimport RingSet, ringset_flush, ringset_t, slot_cou
 from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_CHAIN
 from vhostd.queues.counters cimport C_OWN, counters_t, count
-from vhostd.queues.queue cimport queue_break, queue_flush
+from vhostd.queues.queue cimport queue_break, queue_flush_early
 from vhostd.queues.split cimport (
     queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_push,
     split_unpop,
@@ -62,8 +62,7 @@ cdef enum:
     TURN = 64  # chains in one turn
     REQUESTS_MAX = 256  # of one ring at a time; further chains wait in the ring
     STEPS_MAX = 16  # of one request in a turn, where the worker itself writes: 1 MiB of zeroes
-    FLUSH_EVERY = 8  # used elements: 64 bytes
-    FLUSH_BYTES = 64 << 10  # transferred, by fewer and larger requests
+    FLUSH_BYTES = 64 << 10  # transferred: the driver is told of them
     TRIES_MAX = 16  # of one request that the host interrupts or cannot take now
 
 cdef enum:
@@ -119,14 +118,10 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     elif status == BLK_S_UNSUPP:
         count(q.counters, C_UNSUPP, 1)
     split_push(q, r.head, written)
-    # Not at the end of the pass: a driver that waits for all of a batch and a device that waits for the next one would
-    # sleep in turns, and waking up is the dearest thing there is. A cache line of the used ring at a time costs least.
     if r.kind == OP_READ or r.kind == OP_WRITE:
         b.held += r.len
-    if <uint16_t>(q.next_used - q.published) >= FLUSH_EVERY or b.held >= FLUSH_BYTES:
+    if queue_flush_early(q, b.held >= FLUSH_BYTES):
         b.held = 0
-        if not load_acquire_u32(q.mem.faulted):  # acquire: pairs with the guard's release; the pass ends in a break
-            queue_flush(q)
     b.free[b.free_count] = <uint16_t>((<uint8_t *>r - b.requests) / b.stride)
     b.free_count += 1
 

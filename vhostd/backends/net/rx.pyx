@@ -29,7 +29,7 @@ from vhostd.backends.net.pair cimport (
 from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_E_FAULT, VQ_EMPTY
 from vhostd.queues.counters cimport count
-from vhostd.queues.queue cimport queue_break
+from vhostd.queues.queue cimport queue_break, queue_flush_early
 from vhostd.queues.split cimport (
     queue_t, split_kicks_off, split_pop, split_push, split_unpop,
 )
@@ -360,6 +360,7 @@ cdef uint32_t rx_turn(pair_t *p, uint64_t mode) noexcept nogil:
     split_kicks_off(q)
     while outcome == WENT_ON and done < TURN:
         outcome = retry(p, q, mode) if p.set_aside else read_one(p, q, mode) if p.tap_hot else DRAINED
+        queue_flush_early(q, 0)  # between two frames: num_buffers and its used elements are published together
         done += 1
     if outcome == DRAINED:
         p.tap_hot = 0
