@@ -23,6 +23,7 @@ FAMILIES = {
     "HOST-ERROR",
     "HOST-SELF",
     "HOST-ORDER",
+    "HOST-ODD",
     "HOST-PACKED",
     "HOST-PTABLE",
     "HOST-PERROR",

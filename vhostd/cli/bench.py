@@ -1,6 +1,7 @@
 """bench: drives any back-end with load, one on a socket, or several that it starts itself."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from vhostd.cli import bench_words
 from vhostd.cli.flags import UsageError
+from vhostd.cli.signals import sigterm_as_interrupt
 from vhostd.driver.load import calibrate, document, plot, tables
 from vhostd.driver.load.compare import compare
 from vhostd.driver.load.errors import BenchError
@@ -34,7 +36,8 @@ def main(words: list[str]) -> int:
     if found.calibrate:
         return _calibrate(found)
     if several:
-        return _compare(found)
+        with sigterm_as_interrupt():
+            return _compare(found)
     if found.rw in bench_words.NET_RW:
         from vhostd.cli.bench_net import net
 
@@ -92,6 +95,7 @@ def _compare(found: argparse.Namespace) -> int:
     calibration = calibration_of(found)
     medium = Medium(image, found.image_size)
     settings = settings_of(found, cpus=found.cpus if found.cpus is not None else _first_cpu())
+    settings = dataclasses.replace(settings, max_steal=found.max_steal / 100)
     try:
         done = compare(entrants, rows, medium, settings, rounds=found.rounds, folder=found.dir, say=_say)
     finally:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vhostd.cli.flags import Parser, UsageError
+from vhostd.cli.signals import sigterm_as_interrupt
 from vhostd.driver.conformance import all_cases
 from vhostd.driver.conformance.case import Case
 from vhostd.driver.conformance.report import FORMATS, Progress, Report, summary
@@ -14,6 +15,7 @@ from vhostd.driver.conformance.target import Process, Target, probe, scratch
 from vhostd.driver.profiles import PROFILES
 
 DOES_NOT_CONFORM = 1
+INTERRUPTED = 130
 
 
 def main(words: list[str]) -> int:
@@ -33,8 +35,10 @@ def main(words: list[str]) -> int:
     if not cases:
         raise UsageError(f"-k {found.k}: no case is called so; --list shows all")
     process = Process(found.start, found.socket) if found.start else None
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sigterm_as_interrupt())
         if process is not None:
+            stack.callback(process.stop)
             process.start()
         target = probe(
             found.socket,
@@ -45,16 +49,13 @@ def main(words: list[str]) -> int:
             process=process,
         )
         report = _run(target, [case for case in cases if target.kind in case.kinds], found)
-    finally:
-        if process is not None:
-            process.stop()
     text = FORMATS[found.format](report)
     if found.output is None:
         sys.stdout.write(text)
     else:
         Path(found.output).write_text(text)
         print(summary(report))
-    return 0 if report.conforms else DOES_NOT_CONFORM
+    return 0 if report.conforms else DOES_NOT_CONFORM if report.complete else INTERRUPTED
 
 
 def _run(target: Target, cases: list[Case], found: object) -> Report:

@@ -55,6 +55,20 @@ def map_count(pid: int) -> int | None:
     return total
 
 
+def stolen() -> tuple[int, int]:
+    """Return how much of the machine's time its host has taken so far, and how much there was, in ticks."""
+    try:
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return 0, 0
+    return (ticks[7] if len(ticks) > 7 else 0), sum(ticks)
+
+
+def stolen_share(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Return the share that the host took between two looks, 0 to 1."""
+    return (after[0] - before[0]) / max(after[1] - before[1], 1)
+
+
 def cpu_ns(pid: int) -> int:
     """Return the CPU time of all their threads so far, in nanoseconds, exact to the scheduler's clock."""
     total = 0

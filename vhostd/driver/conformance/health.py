@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 
 from vhostd.driver import procfs
 from vhostd.driver.conformance.case import BOTH, Case, Level, Mark
@@ -42,7 +43,7 @@ class Health:
             return self._died()
         try:
             if Mark.WRITES in case.marks or Mark.HOSTILE in case.marks:
-                refresh(self.target)
+                self._again(lambda: refresh(self.target))
             self.serves()
         except Failed as failure:
             return Fault.WRONG_ANSWER, f"the next guest expected {failure.expected}; saw {failure.seen}"
@@ -56,19 +57,30 @@ class Health:
 
     def serves(self) -> None:
         """Have a fresh guest do a piece of work. Raises what a case raises."""
+        self._again(self._serves)
+
+    def _serves(self) -> None:
         check = Check(self.target, FRESH)
         profile, self.target.profile = self.target.profile, None
         try:
             with check.guest() as guest:
                 guest.works(1)
-        except DeviceError:
-            # A back-end may need a moment to see that the last front-end has gone.
-            time.sleep(0.2)
-            with check.guest() as guest:
-                guest.works(1)
         finally:
             self.target.profile = profile
             check.close()
+
+    def _again(self, work: Callable[[], None]) -> None:
+        """Do what needs a connection: a back-end may take a moment to see that the last front-end has gone."""
+        deadline = time.monotonic() + self.target.timeout
+        while True:
+            try:
+                work()
+            except DeviceError:
+                if time.monotonic() > deadline or not self.target.lives():
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def _is_dying(self) -> bool:
         """Whether it is gone, or is within a moment: a process takes a while to die that leaves a core."""

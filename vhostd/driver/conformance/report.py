@@ -1,6 +1,7 @@
 """What came of the cases, for a reader and for programs: table, TAP 13, JUnit XML, JSON, a line of a page."""
 
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -37,10 +38,17 @@ class Report:
         return Counter(outcome.verdict for outcome in self.outcomes)
 
     @property
+    def complete(self) -> bool:
+        """Whether every case has come to its end."""
+        return len(self.outcomes) == len(self.cases)
+
+    @property
     def conforms(self) -> bool:
-        """Whether nothing says otherwise."""
+        """Whether all of it was seen, and nothing says otherwise."""
         cases = self.by_id
-        return not any(counts(outcome, cases[outcome.case_id], strict=self.strict) for outcome in self.outcomes)
+        return self.complete and not any(
+            counts(outcome, cases[outcome.case_id], strict=self.strict) for outcome in self.outcomes
+        )
 
     def command(self, case: Case) -> str:
         """Return the command that reproduces a case."""
@@ -51,6 +59,8 @@ class Report:
             words += ["--profile", self.target.profile]
         if self.target.interface:
             words += ["--interface", self.target.interface]
+        if self.target.process is not None:
+            words += ["--start", shlex.quote(self.target.process.command)]
         return " ".join(words)
 
 
@@ -58,9 +68,10 @@ def summary(report: Report) -> str:
     """Return one line: what was checked and how it went."""
     totals = report.totals
     parts = [f"{totals[verdict]} {verdict}" for verdict in Verdict if totals[verdict]]
-    must = sum(1 for o in report.outcomes if o.verdict is Verdict.FAILED and report.by_id[o.case_id].level == "MUST")
+    cases = report.by_id
+    must = sum(o.verdict is Verdict.FAILED and counts(o, cases[o.case_id], strict=False) for o in report.outcomes)
     failed = f" ({must} of a MUST)" if totals[Verdict.FAILED] else ""
-    verdict = "conforms" if report.conforms else "does not conform"
+    verdict = "conforms" if report.conforms else "does not conform" if report.complete else "was not seen to the end"
     return f"{report.target.path}: {report.target.kind} {verdict}: {len(report.outcomes)} cases, " + ", ".join(
         part + failed if part.endswith("failed") else part for part in parts
     )

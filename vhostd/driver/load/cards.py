@@ -76,6 +76,7 @@ class NetMeasurement:
     arrived: int | None = None
     swept: None = None
     wakeups: None = None
+    steal: float = 0.0
 
 
 def measure(

@@ -56,6 +56,10 @@ class Standing:
         """Return all latencies of a contender's rounds."""
         return Histogram.sum(one.result.latency for one in self.rounds[name])
 
+    def steal(self) -> float:
+        """Return the greatest share of the machine's time that its host took during a round."""
+        return max((one.steal for rounds in self.rounds.values() for one in rounds), default=0.0)
+
     def ratio(self, subject: str) -> Ratio | None:
         """Return how many requests a second the subject does for one of its best rival; None without rivals."""
         rivals = [name for name in self.rounds if name != subject]

@@ -74,6 +74,7 @@ def measurement(one: Measurement | NetMeasurement) -> dict[str, Any]:
             "syscalls_note": one.note,
         },
         "verified_blocks": one.swept,
+        "steal": one.steal,
     }
 
 

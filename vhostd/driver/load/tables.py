@@ -9,6 +9,7 @@ from vhostd.driver.load.histogram import PERCENTILES, Histogram
 from vhostd.driver.load.measure import Measurement
 from vhostd.driver.load.result import Result
 
+STEAL_TOLD = 0.03  # more than that is worth a line
 _BAR_LEN = 50
 _ROWS_MAX = 24
 
@@ -91,6 +92,8 @@ def report(one: Measurement, calibration: Result | None = None) -> list[str]:
         )
     elif job.verify:
         lines.append("verified        every read: all right")
+    if one.steal > STEAL_TOLD:
+        lines.append(f"host            took {100 * one.steal:.0f} % of the machine meanwhile: another run will differ")
     if calibration is not None:
         lines.append(f"calibration     {calibration.iops / 1e6:.1f} million requests/s with a disk that does nothing")
     return lines
@@ -167,6 +170,11 @@ def comparison_table(found: Comparison, calibration: Result | None = None) -> li
         f"medians of the rounds; ratio: {found.subject} to the best of the others, spread: of single rounds; "
         "calls: system calls a request"
     )
+    disturbed = [standing for standing in found.standings if standing.steal() > STEAL_TOLD]
+    lines += [
+        f"{standing.row.job.name}: the host took up to {100 * standing.steal():.0f} % of the machine during a round"
+        for standing in disturbed
+    ]
     for standing in found.standings:
         lines += [f"{standing.row.job.name}: {name} has no such disk" for name in standing.missing]
     return lines

@@ -56,7 +56,7 @@ def a_version_that_is_not_1(check: Check, version: int) -> None:
 def a_request_that_says_it_is_a_reply(check: Check) -> None:
     """The reply flag is for replies: a request that has it is answered by no success."""
     frontend = check.negotiated()
-    word = attempt(frontend, R.SET_OWNER, flags=VERSION | FLAG_REPLY)
+    word = attempt(frontend, R.SET_FEATURES, u64(frontend.features), flags=VERSION | FLAG_REPLY)
     check.expect(word != "done", "anything but success", word)
 
 
@@ -260,5 +260,5 @@ def a_back_end_channel_of_any_kind(check: Check, kind: str) -> None:
 def an_answer_asked_for_without_the_feature(check: Check) -> None:
     """need_reply means nothing where REPLY_ACK was not negotiated: the next message is answered as ever."""
     frontend = check.negotiated(protocol=ProtocolFeature.MQ)
-    frontend.send(R.SET_OWNER, flags=VERSION | FLAG_NEED_REPLY)
+    frontend.send(R.SET_FEATURES, u64(frontend.features), flags=VERSION | FLAG_NEED_REPLY)
     check.answers(frontend)

@@ -141,6 +141,12 @@ def _read_only(stack: contextlib.ExitStack) -> int:
     return _closing(stack, os.open(f"/proc/self/fd/{number}", os.O_RDONLY | os.O_CLOEXEC))
 
 
+def _full(stack: contextlib.ExitStack) -> int:
+    number = os.eventfd(0, os.EFD_CLOEXEC)
+    os.eventfd_write(number, 2**64 - 2)  # its last value: the next write waits
+    return _closing(stack, number)
+
+
 def _epoll(stack: contextlib.ExitStack) -> int:
     made = select.epoll()
     stack.callback(made.close)
@@ -163,6 +169,6 @@ KINDS: dict[str, Callable[[contextlib.ExitStack], int]] = {
     "memory-to-read": _read_only,
     "eventfd": lambda stack: _closing(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)),
     "eventfd-that-blocks": lambda stack: _closing(stack, os.eventfd(0, os.EFD_CLOEXEC)),
-    "eventfd-full": lambda stack: _closing(stack, os.eventfd(0xFFFFFFFF, os.EFD_CLOEXEC)),
+    "eventfd-full": _full,
     "eventfd-semaphore": lambda stack: _closing(stack, os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)),
 }
