@@ -9,7 +9,8 @@ import time
 import pytest
 
 from tests.hostile.attack import ALL_FEATURES, MIB, alive, guest, header
-from tests.hostile.test_rings import DATA_LEN, NEXT, SIZE, WRITE, Ring
+from tests.hostile.test_rings import Ring
+from vhostd.driver.conformance.hostile.attacks import DATA_LEN, NEXT, SIZE, WRITE
 from vhostd.driver.hammer import Hammer
 from vhostd.driver.hotloop import block_load
 from vhostd.spec.blk import Request, StatusByte

@@ -10,20 +10,10 @@ from collections.abc import Callable
 
 from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
 from vhostd.driver.conformance.check import ALL_FEATURES, Check, Guest
-from vhostd.driver.conformance.hostile.rings import (
-    DATA_LEN,
-    END,
-    FAR,
-    INDIRECT,
-    NEXT,
-    SIZE,
-    WRITE,
-    Part,
-    held_to_telling,
-    how_told,
-)
-from vhostd.driver.virtqueue import Packed, Virtqueue
-from vhostd.spec.blk import Request, StatusByte
+from vhostd.driver.conformance.hostile.attacks import DATA_LEN, FAR, INDIRECT, NEXT, SIZE, WRITE, Part, Prepared
+from vhostd.driver.conformance.hostile.rings import header_of, held_to_telling, how_told
+from vhostd.driver.virtqueue import Packed
+from vhostd.spec.blk import StatusByte
 
 HOSTILE = [Mark.HOSTILE]
 PACKED = int(RingFeature.RING_PACKED)
@@ -32,24 +22,18 @@ AVAIL, USED = 1 << 7, 1 << 15
 DIRECT = ALL_FEATURES & ~int(RingFeature.EVENT_IDX)
 
 
-class PackedRing:
-    """A packed ring to write descriptors into, from slot 0 on in its first round, and the parts of one good read."""
+class PackedRing(Prepared):
+    """A packed ring to write descriptors into, from slot 0 on in its first round."""
 
     def __init__(self, check: Check, guest: Guest) -> None:
+        super().__init__(guest.queue, guest.arena, header_of(check))
         self.check = check
         self.guest = guest
-        self.arena = guest.arena
-        self.queue: Virtqueue = guest.queue
         self.slot = 0
-        self.head = self.arena.alloc(16, 16)
-        self.data = self.arena.alloc(DATA_LEN, 16)
-        self.status = self.arena.alloc(1)
-        self.arena.write(self.head, struct.pack("<IIQ", Request.IN, 0, check.scratch.first))
-        self.arena.fill(self.status, 1, 0xFF)
 
-    def good(self) -> list[Part]:
-        """Return the parts of a good request."""
-        return [(self.head, 16, 0), (self.data, DATA_LEN, WRITE), (self.status, 1, WRITE)]
+    def note(self, line: str) -> None:
+        """Write down what is done."""
+        self.check.note(line)
 
     def put(self, *descriptors: tuple[int, int, int, int], marks: int = AVAIL) -> None:
         """Write descriptors of (addr, length, id, flags) into the next slots, the first one last, and kick."""
@@ -115,9 +99,9 @@ BREAKS: dict[str, Attack] = {
     "R13-next-on-all": lambda r: r.put(*((r.head, 16, 0, NEXT) for _ in range(r.queue.size))),
     "R13-next-on-all-writable": lambda r: r.put(*((r.data, 16, 0, NEXT | WRITE) for _ in range(r.queue.size))),
     "R17-rest-not-available": lambda r: r.put((r.head, 16, 0, NEXT)),
-    "R30-status-unmapped": lambda r: r.chain(*r.good()[:2], (FAR, 1, WRITE)),
-    "R31-status-straddles-the-end": lambda r: r.chain(*r.good()[:2], (END - 1, 2, WRITE)),
-    "R32-status-wraps": lambda r: r.chain(*r.good()[:2], (2**64 - 1, 2, WRITE)),
+    "R30-status-unmapped": lambda r: r.chain(*r.parts()[:2], (FAR, 1, WRITE)),
+    "R31-status-straddles-the-end": lambda r: r.chain(*r.parts()[:2], (r.end - 1, 2, WRITE)),
+    "R32-status-wraps": lambda r: r.chain(*r.parts()[:2], (2**64 - 1, 2, WRITE)),
     "B24-nothing-writable": lambda r: r.chain((r.head, 16, 0), (r.data, DATA_LEN, 0)),
     "B25-status-alone": lambda r: r.chain((r.status, 1, WRITE)),
     "B27-writable-first": lambda r: r.chain((r.data, DATA_LEN, WRITE), (r.head, 16, 0), (r.status, 1, WRITE)),
@@ -139,7 +123,7 @@ TABLES: dict[str, Attack] = {
     "R20-table-of-17-bytes": lambda r: r.table(bytes(32), 17),
     "R21-table-of-4-GiB": lambda r: r.table(bytes(48), 0xFFFF_FFF0),
     "R30-table-unmapped": lambda r: r.put((FAR, 48, 0, INDIRECT)),
-    "R31-table-straddles-the-end": lambda r: r.put((END - 32, 48, 0, INDIRECT)),
+    "R31-table-straddles-the-end": lambda r: r.put((r.end - 32, 48, 0, INDIRECT)),
     "R32-table-wraps": lambda r: r.put((2**64 - 16, 48, 0, INDIRECT)),
 }
 
@@ -159,7 +143,7 @@ def flags_in_a_packed_table(check: Check, flags: int) -> None:
     """In an indirect table only the write flag counts; ids and other flags are reserved, and ignored."""
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
-        ring.table(b"".join(_entry(part, flags, 0xEEEE) for part in ring.good()))
+        ring.table(b"".join(_entry(part, flags, 0xEEEE) for part in ring.parts()))
         ring.works()
 
 
@@ -169,7 +153,7 @@ def an_id_beyond_the_ring(check: Check, ident: int) -> None:
     """A buffer id is the driver's: it comes back as it was, or breaks the ring loudly; it is never an index."""
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
-        ring.chain(*ring.good(), ids=ident)
+        ring.chain(*ring.parts(), ids=ident)
         said = how_told(guest, ring.queue, lambda: ring.used() is not None)
         if ring.used() is None:
             held_to_telling(check, said, f"the chain used under id {ident}")
@@ -183,7 +167,7 @@ def an_id_that_is_in_flight(check: Check) -> None:
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
         for _ in range(SIZE // 3):
-            ring.chain(*ring.good(), ids=5)
+            ring.chain(*ring.parts(), ids=5)
         said = how_told(guest, ring.queue, lambda: ring.used() is not None)
         if ring.used() is None:
             held_to_telling(check, said, "the chains used under id 5")
@@ -194,7 +178,7 @@ def ids_that_differ_in_a_chain(check: Check) -> None:
     """The id of a chain is that of its last descriptor; those of the others are ignored."""
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
-        ring.chain(*ring.good(), ids=[60, 61, 7])
+        ring.chain(*ring.parts(), ids=[60, 61, 7])
         ring.works(ident=7)
 
 
@@ -204,7 +188,7 @@ def marks_of_another_round(check: Check, marks: int) -> None:
     """A descriptor whose marks are not those of the round is not available: nothing is used, and nothing is touched."""
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
-        ring.chain(*ring.good(), marks=marks)
+        ring.chain(*ring.parts(), marks=marks)
         time.sleep(0.1)
         check.equal(ring.arena.read(ring.status, 1), b"\xff", "the status byte as it was,")
         check.equal(ring.queue.read_packed(0).flags & (AVAIL | USED), marks, "the marks as they were,")
@@ -215,8 +199,8 @@ def a_batch_whose_third_is_bad(check: Check) -> None:
     """What came before a bad chain is used; the bad one breaks the ring, which is said."""
     with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
         ring = PackedRing(check, guest)
-        ring.chain(*ring.good(), ids=0)
-        ring.chain(*ring.good(), ids=3)
+        ring.chain(*ring.parts(), ids=0)
+        ring.chain(*ring.parts(), ids=3)
         ring.chain((ring.head, 16, 0), (ring.data, DATA_LEN, 0), ids=6)
         ring.works()
         check.expect(ring.waits(3) is not None, "the second to be used", "it is not")
@@ -232,16 +216,18 @@ def an_event_structure_of_garbage(check: Check, event: tuple[int, int]) -> None:
     with check.guest(packed=True, size=SIZE) as guest:
         ring = PackedRing(check, guest)
         ring.queue.driver_event = event
-        ring.chain(*ring.good())
+        ring.chain(*ring.parts())
         ring.works()
 
 
 ERRORS: dict[str, Attack] = {
     "R30-data-unmapped": lambda r: r.chain((r.head, 16, 0), (FAR, DATA_LEN, WRITE), (r.status, 1, WRITE)),
     "R30-header-unmapped": lambda r: r.chain((FAR, 16, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
-    "R31-data-straddles-the-end": lambda r: r.chain((r.head, 16, 0), (END - 8, DATA_LEN, WRITE), (r.status, 1, WRITE)),
+    "R31-data-straddles-the-end": lambda r: r.chain(
+        (r.head, 16, 0), (r.end - 8, DATA_LEN, WRITE), (r.status, 1, WRITE)
+    ),
     "R32-data-wraps": lambda r: r.chain((r.head, 16, 0), (2**64 - 64, DATA_LEN, WRITE), (r.status, 1, WRITE)),
-    "R33-nothing-at-a-bad-place": lambda r: r.chain(r.good()[0], (FAR, 0, WRITE), *r.good()[1:]),
+    "R33-nothing-at-a-bad-place": lambda r: r.chain(r.parts()[0], (FAR, 0, WRITE), *r.parts()[1:]),
     "B23-header-of-15-bytes": lambda r: r.chain((r.head, 15, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
 }
 

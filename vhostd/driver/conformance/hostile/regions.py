@@ -10,7 +10,8 @@ from collections.abc import Callable
 from vhostd.driver.arena import Region, adjacent
 from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
 from vhostd.driver.conformance.check import Check
-from vhostd.driver.conformance.hostile.rings import DATA_LEN, INDIRECT, NEXT, SIZE, WRITE, Entry, Part, Ring
+from vhostd.driver.conformance.hostile.attacks import DATA_LEN, INDIRECT, NEXT, SIZE, WRITE, Entry, Part
+from vhostd.driver.conformance.hostile.rings import Ring
 from vhostd.driver.conformance.hostile.tools import MIB
 from vhostd.errors import DeviceError
 from vhostd.spec.blk import StatusByte
@@ -57,7 +58,7 @@ def data_over_two_regions(check: Check, before: int) -> None:
     with check.guest(size=SIZE, arena=check.arena(*PAIR)) as guest:
         ring = Ring(check, guest)
         ring.data = ring.arena.reserve(BORDER - before, DATA_LEN)
-        ring.chain(*ring.good())
+        ring.good()
         ring.offer()
         _read(ring, check.scratch.known[:DATA_LEN], [(ring.data, DATA_LEN, 0)])
 
@@ -70,7 +71,7 @@ def a_header_over_two_regions(check: Check, before: int) -> None:
         head = ring.arena.reserve(BORDER - before, 16)
         ring.arena.write(head, ring.arena.read(ring.head, 16))
         ring.head = head
-        ring.chain(*ring.good())
+        ring.good()
         ring.offer()
         _read(ring, check.scratch.known[:DATA_LEN], [(ring.data, DATA_LEN, 0)])
 
@@ -144,7 +145,7 @@ def a_table_of_any_length(check: Check, count: int) -> None:
         _read_or_told(ring, check.scratch.known[:DATA_LEN], pieces)
 
 
-HOLES: dict[str, Callable[[Ring, int], None]] = {
+HOLES: dict[str, Callable[[Ring, int], object]] = {
     "header": lambda r, at: r.chain((at, 16, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
     "data": lambda r, at: r.chain((r.head, 16, 0), (at, 4 * MIB + DATA_LEN, WRITE), (r.status, 1, WRITE)),
     "data-and-status": lambda r, at: r.chain((r.head, 16, 0), (r.data, DATA_LEN - 7, WRITE), (at, 4 * MIB + 16, WRITE)),
@@ -153,7 +154,7 @@ HOLES: dict[str, Callable[[Ring, int], None]] = {
 
 
 @case("HOST-R45", MEMORY, kinds=BLOCK, marks=HOSTILE, rows=HOLES)
-def a_hole_between_regions(check: Check, attack: Callable[[Ring, int], None]) -> None:
+def a_hole_between_regions(check: Check, attack: Callable[[Ring, int], object]) -> None:
     """What lies over a hole is not memory: an error status, or a broken ring of which the back-end speaks."""
     with check.guest(size=SIZE, arena=check.arena(*APART)) as guest:
         ring = Ring(check, guest)
