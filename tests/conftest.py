@@ -4,6 +4,17 @@ import os
 
 import pytest
 
+AS_ROOT = "needs root: namespaces, taps, a systemd of its own, the descriptors of a daemon"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `root` for everybody else."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason=AS_ROOT))
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what was skipped though it must run: CI is root, on a machine that `run` has prepared."""

@@ -116,7 +116,7 @@ def test_a_contender_that_cannot_start_is_named(tmp_path, capfd):
     assert "broken ended with 3 before it was ready:\nno such disk" in err
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+@pytest.mark.root
 def test_a_card(tmp_path, capfd):
     netns = Netns()
     path = f"/proc/{os.getpid()}/fd/{netns.fd}"

@@ -155,10 +155,9 @@ class Target:
 
 def pytest_collection_modifyitems(items):
     """What we look at is not for others: a daemon's /proc is root's, and so are mounts."""
-    if os.geteuid() != 0:
-        for item in items:
-            if "/hostile/" in str(item.path):
-                item.add_marker(pytest.mark.skip(reason="root alone may see the descriptors of a daemon"))
+    for item in items:
+        if "/hostile/" in str(item.path):
+            item.add_marker(pytest.mark.root)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """System calls per request, counted by strace from outside, while a driver keeps its depth."""
 
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -11,8 +10,6 @@ import pytest
 
 from tests.hostile.attack import MIB, guest
 from vhostd.driver.hotloop import block_load
-
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts")
 
 
 def counted(target, tmp_path, depth, **options):

@@ -9,10 +9,7 @@ import pytest
 
 from tests.ops.conftest import SECONDS, Start, command, query
 
-pytestmark = [
-    pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace of one's own needs root"),
-]
+pytestmark = pytest.mark.root  # a network namespace of its own
 
 # What follows runs in a new network namespace, and its taps go with it.
 INSIDE = ["unshare", "--net"]

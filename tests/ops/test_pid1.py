@@ -14,7 +14,6 @@ from tests.ops.pid1 import Machine, site_packages
 pytestmark = [
     pytest.mark.systemd,
     pytest.mark.root,
-    pytest.mark.skipif(os.geteuid() != 0, reason="a systemd of one's own needs root"),
     pytest.mark.skipif("VHOSTD_SANITIZED" in os.environ, reason="the sanitizers' libraries are not preloaded inside"),
     pytest.mark.timeout(240),
 ]

@@ -49,7 +49,7 @@ def test_our_disk_conforms_and_is_left_as_it_was(image, tmp_path):
     assert image.read_bytes() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+@pytest.mark.root
 def test_our_card_conforms(tmp_path):
     netns = Netns()
     card = start_card(tmp_path / "net.sock", netns=f"/proc/{os.getpid()}/fd/{netns.fd}", queues=2)

@@ -74,7 +74,7 @@ def test_our_disk_stands_all_of_it(image, tmp_path):  # noqa: F811
     assert report["totals"]["passed"] >= 300
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+@pytest.mark.root
 def test_our_card_stands_all_of_it(tmp_path):
     netns = Netns()
     card = start_card(tmp_path / "net.sock", netns=f"/proc/{os.getpid()}/fd/{netns.fd}", queues=2)

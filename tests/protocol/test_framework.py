@@ -71,7 +71,7 @@ def test_a_read_only_disk_is_asked_to_write_all_the_same(start):
     assert disk.digest() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+@pytest.mark.root
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_card_is_driven(card, kind):
     """Frames both ways, short and long, lent and copied; stopped and everything is back."""

@@ -262,14 +262,12 @@ def test_illumos_E7_a_front_end_that_has_no_such_guest(tmp_path, device, name, w
 
 # Network. Needs root.
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
-
 
 def card_of(running, guest):
     return boot(running.backend.socket, guest)
 
 
-@needs_root
+@pytest.mark.root
 @AXES
 def test_illumos_E5_E6_a_card(card, generation, transport, indirect):
     """E.5, E.6: frames of every length both ways, copied and loaned; stop, start, reset."""
@@ -298,7 +296,7 @@ def test_illumos_E5_E6_a_card(card, generation, transport, indirect):
         assert rx.counters.refill_short > 0
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("generation", [2019, 2026])
 def test_illumos_7366_the_application_keeps_every_frame(card, generation):
     """7366 (a): half of the pool goes on loan, the rest is copied; traffic goes on."""
@@ -316,7 +314,7 @@ def test_illumos_7366_the_application_keeps_every_frame(card, generation):
         assert rx.counters.loan_limit_copies == 500 - BUFFERS_MAX // 2
 
 
-@needs_root
+@pytest.mark.root
 def test_illumos_7366_few_buffers_and_no_refill(card):
     """7366 (b), R2.21: what has no buffer is dropped; the first frame after a refill comes."""
     running = card()
@@ -345,7 +343,7 @@ def test_illumos_7366_few_buffers_and_no_refill(card):
         assert rx.wait()[0].data[14] == 0x77
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize(("generation", "transport"), [(2019, "legacy"), (2019, "modern"), (2026, "modern")])
 def test_illumos_D2_checksums_and_segments(card, generation, transport):
     """D2, 12465: partial checksums are finished, segments cross with hdr_len 0 and with hdr_len set."""
@@ -370,7 +368,7 @@ def test_illumos_D2_checksums_and_segments(card, generation, transport):
         net.tx[0].drain()
 
 
-@needs_root
+@pytest.mark.root
 def test_illumos_E6_pieces_of_a_frame(card):
     """E.6: pieces start anywhere, the Ethernet header may be split, and there are up to 63 of them."""
     running = card()
@@ -391,7 +389,7 @@ def test_illumos_E6_pieces_of_a_frame(card):
             tx.drain()
 
 
-@needs_root
+@pytest.mark.root
 def test_illumos_R2_31_frames_come_back_when_nobody_listens(card):
     """R2.31: a peer that does not read keeps no frame of the guest; the queue corks and goes on."""
     running = card()
@@ -410,7 +408,7 @@ def test_illumos_R2_31_frames_come_back_when_nobody_listens(card):
         assert tx.ring.avail_flags == 1 or tx.corked
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("offered", [True, False], ids=["mac", "no-mac"])
 def test_illumos_E1_the_address(card, offered):
     """E.1 step 9, F7: with MAC six bytes are read; without, a random address whose local bit is in the wrong byte."""
@@ -426,7 +424,7 @@ def test_illumos_E1_the_address(card, offered):
         assert attached.card.rx[0].wait()[0].data == data
 
 
-@needs_root
+@pytest.mark.root
 def test_illumos_D11_two_pairs(card):
     """D11: 2026 drives as many pairs as it likes; the rings of the others are never set up."""
     running = card(queues=4)
@@ -444,7 +442,7 @@ def test_illumos_D11_two_pairs(card):
         attached.reset()
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("generation", [2019, 2026])
 def test_illumos_F10_frames_that_came_while_it_was_down(card, generation):
     """E.5, F10: the buffers stay with the device at a stop; 2019 delivers what came then, 2026 discards it."""
@@ -466,7 +464,7 @@ def test_illumos_F10_frames_that_came_while_it_was_down(card, generation):
         assert [item.data[14:17] for item in got] == ([b"old", b"new"] if generation == 2019 else [b"new"])
 
 
-@needs_root
+@pytest.mark.root
 def test_illumos_E5_a_short_frame_is_padded(card):
     """E.5: a frame shorter than 60 bytes reaches the guest zero-padded."""
     running = card()
@@ -478,7 +476,7 @@ def test_illumos_E5_a_short_frame_is_padded(card):
         assert attached.card.rx[0].wait()[0].data == data.ljust(60, b"\0")
 
 
-@needs_root
+@pytest.mark.root
 @pytest.mark.parametrize("name", [name for name in FRONT_ENDS if name != "firecracker"])
 def test_illumos_E7_a_card_behind_each_front_end(card, name):
     """E.7: frames both ways, whichever front-end speaks for the guest."""

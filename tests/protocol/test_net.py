@@ -21,7 +21,7 @@ from vhostd.protocol.messages import U64
 from vhostd.spec.net import Feature
 from vhostd.spec.vhost_user import FrontendRequest, ProtocolFeature
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+pytestmark = pytest.mark.root  # a tap and a namespace of its own
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["modern", "legacy"])

@@ -104,7 +104,7 @@ def test_a_profile_that_there_is_not(tmp_path):
 NET = [name for name, profile in PROFILES.items() if "net" in profile.orders]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a tap and a namespace of its own need root")
+@pytest.mark.root
 @pytest.mark.parametrize("pairs", [1, 2])
 @pytest.mark.parametrize("name", NET)
 def test_a_card_is_served_in_the_order_of(card, name, pairs):
