@@ -17,6 +17,13 @@ def defined(header, prefix):
     return {name: int(value, 0) for name, value in found}
 
 
+def both(header, prefix, ours, least):
+    """What both name: (our value, theirs, the name), at least so many."""
+    common = [(ours[name], value, name) for name, value in defined(header, prefix).items() if name in ours.__members__]
+    assert len(common) >= least
+    return common
+
+
 @pytest.mark.parametrize(
     ("header", "prefix", "ours", "least"),
     [
@@ -28,11 +35,8 @@ def defined(header, prefix):
 )
 def test_feature_bits(header, prefix, ours, least):
     """Bit numbers there, masks here."""
-    theirs = defined(header, prefix)
-    common = [name for name in theirs if name in ours.__members__]
-    assert len(common) >= least
-    for name in common:
-        assert ours[name] == 1 << theirs[name], name
+    for mask, bit, name in both(header, prefix, ours, least):
+        assert mask == 1 << bit, name
 
 
 @pytest.mark.parametrize(
@@ -47,11 +51,8 @@ def test_feature_bits(header, prefix, ours, least):
     ],
 )
 def test_values(header, prefix, ours, least):
-    theirs = defined(header, prefix)
-    common = [name for name in theirs if name in ours.__members__]
-    assert len(common) >= least
-    for name in common:
-        assert ours[name] == theirs[name], name
+    for value, theirs, name in both(header, prefix, ours, least):
+        assert value == theirs, name
 
 
 def test_lengths():

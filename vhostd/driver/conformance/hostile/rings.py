@@ -104,11 +104,14 @@ def broken(check: Check, attack: Attack, features: int = ALL_FEATURES) -> None:
         ring.told(said)
 
 
-def served_or_told(ring: Ring) -> None:
+def served_or_told(check: Check, attack: Attack, features: int = ALL_FEATURES) -> None:
     """Hold the back-end to using the chain in some way, or to saying that its ring is broken."""
-    said = ring.said()
-    if not ring.used():
-        ring.told(said, "a used element")
+    with check.guest(size=SIZE, features=features) as guest:
+        ring = Ring(check, guest)
+        attack(ring)
+        said = ring.said()
+        if not ring.used():
+            ring.told(said, "a used element")
 
 
 @case("HOST-RING", "virtio 2.7.5, 2.7.6", marks=HOSTILE, rows=ANY_RING)
@@ -128,19 +131,13 @@ def an_indirect_table_that_cannot_be(check: Check, attack: Attack) -> None:
 )
 def an_indirect_table_that_no_driver_may_make(check: Check, attack: Attack) -> None:
     """A table in a table, or one beside a next, is served, an error, or a loud ring."""
-    with check.guest(size=SIZE) as guest:
-        ring = Ring(check, guest)
-        attack(ring)
-        served_or_told(ring)
+    served_or_told(check, attack)
 
 
 @case("HOST-R25", "virtio 2.7.5.3.1", kinds=BLOCK, marks=HOSTILE)
 def an_indirect_table_without_the_feature(check: Check) -> None:
     """INDIRECT without INDIRECT_DESC, which no driver may set, is served, an error, or a loud ring."""
-    with check.guest(size=SIZE, features=ALL_FEATURES & ~int(RingFeature.INDIRECT_DESC)) as guest:
-        ring = Ring(check, guest)
-        tabled(RawRing.entries)(ring)
-        served_or_told(ring)
+    served_or_told(check, tabled(RawRing.entries), ALL_FEATURES & ~int(RingFeature.INDIRECT_DESC))
 
 
 @case("HOST-CHAIN", "virtio 2.7.4.2, 5.2.6", kinds=BLOCK, marks=HOSTILE, rows=DISK)
@@ -168,10 +165,7 @@ def a_request_that_cannot_be_done(check: Check, attack: Attack) -> None:
 @case("HOST-ORDER", "virtio 2.7.4.2", kinds=BLOCK, marks=HOSTILE, rows=ORDERS)
 def a_chain_out_of_order(check: Check, attack: Attack) -> None:
     """Device-readable behind device-writable buffers, which no driver may make: served, an error, or a loud ring."""
-    with check.guest(size=SIZE) as guest:
-        ring = Ring(check, guest)
-        attack(ring)
-        served_or_told(ring)
+    served_or_told(check, attack)
 
 
 @case("HOST-R53", "virtio 2.7.13", marks=HOSTILE, kinds=BLOCK)
