@@ -8,6 +8,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from vhostd.driver.ring cimport (
     RING_E_BROKEN, RING_E_ID, RING_E_IDX, RING_E_LEN, RING_EMPTY, RING_USED, ring_t,
 )
+from vhostd.driver.ring_memory cimport RingMemory
 
 # Take `count` linked descriptors off the free list; the head, or -1 when there are not so many.
 cdef long ring_take(ring_t *ring, uint32_t count, uint64_t writable_len) noexcept nogil
@@ -26,28 +27,9 @@ cdef bint ring_arm(ring_t *ring) noexcept nogil
 # Ask for no calls (a hint: one may still come).
 cdef void ring_disarm(ring_t *ring) noexcept nogil
 
-cdef class Virtqueue:
-    cdef ring_t ring
-    cdef readonly object arena
-    cdef readonly object kick_fd
-    cdef readonly object call_fd
-    cdef readonly object err_fd
+cdef class Virtqueue(RingMemory):
     cdef readonly bint indirect
-    cdef readonly unsigned long long desc_gpa
-    cdef readonly unsigned long long avail_gpa
-    cdef readonly unsigned long long used_gpa
     cdef public int watch_fd
-    cdef readonly bint packed
-    cdef object _allocation
     cdef dict _tokens
     cdef dict _tables
-    cdef unsigned char[::1] _desc_view
-    cdef unsigned char[::1] _avail_view
-    cdef unsigned char[::1] _used_view
-    cdef bint _open
-    cdef bint _own_call
-    cdef int _check(self) except -1
-    cdef int _check_split(self) except -1
-    cdef int _check_packed(self) except -1
     cdef int _raise_broken(self) except -1
-    cdef void _write_desc(self, uint32_t index, uint64_t addr, uint32_t length, uint16_t flags, uint16_t next_) noexcept

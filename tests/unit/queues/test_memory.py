@@ -172,7 +172,7 @@ def test_a_truncated_file_reads_as_zeroes_and_raises_the_flag(fault, touch):
 
 def test_S80_a_hole_punched_is_no_fault(fault):
     """HOSTILE S80: a hole is zeroes."""
-    from vhostd.backends.block.handler import fallocate
+    from vhostd.backends.block.host import fallocate
 
     with memfd(2 * PAGE, b"x" * (2 * PAGE)) as fd:
         region = Region(fd.number, 0, 2 * PAGE, 0, 0, fault)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_ring import FakeRing
-from vhostd.backends.block.handler import BlockHandler, Disk
+from vhostd.backends.block.disk import Disk
+from vhostd.backends.block.handler import BlockHandler
 from vhostd.workers.pool import WorkerPool
 
 

@@ -5,7 +5,8 @@ import os
 import re
 import struct
 
-from vhostd.backends.block.handler import COUNTER_NAMES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, BlockHandler, Disk
+from vhostd.backends.block.disk import Disk
+from vhostd.backends.block.handler import COUNTER_NAMES, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, BlockHandler
 from vhostd.backends.block.image import Image
 from vhostd.backends.block.options import QUEUES_MAX, BlockOptions
 from vhostd.errors import BackendError, ConfigError, RemoteProtocolError

@@ -1,19 +1,15 @@
 """One ring of a disk: kick, chains to requests, completions to status bytes."""
 
-import os
-
-from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EIO, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, EIO, EOPNOTSUPP
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-from posix.types cimport off_t
 
-from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32, load_relaxed_u64, store_relaxed_u32, store_relaxed_u64
-from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, blk_map_t, engine_t
-from vhostd.backends.block.engine_mapped cimport (
-    map_image, mapped_finished, mapped_submit, stores_lost, unmap_image,
-)
+from vhostd.atomics cimport load_acquire_u32, load_relaxed_u32, store_relaxed_u32
+from vhostd.backends.block.disk cimport Disk
+from vhostd.backends.block.engine cimport BOUNCE_LEN, ENGINE_LATER, engine_t
+from vhostd.backends.block.engine_mapped cimport mapped_finished, mapped_submit
 from vhostd.backends.block.engine_sync cimport sync_submit
 from vhostd.backends.block.engine_uring cimport uring_submit
 from vhostd.backends.block.request cimport (
@@ -26,26 +22,15 @@ from vhostd.queues.codes cimport VQ_CHAIN
 from vhostd.queues.counters cimport C_OWN, counters_t, count
 from vhostd.queues.queue cimport queue_break, queue_flush_early
 from vhostd.queues.split cimport (
-    queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_push,
-    split_unpop,
+    queue_t, split_kicks_off, split_kicks_on, split_pending, split_pop, split_push, split_unpop,
 )
 from vhostd.spec.layout cimport BLK_S_IOERR, BLK_S_OK, BLK_S_UNSUPP
 from vhostd.uring.ring cimport uring_cancel
 from vhostd.workers.handler cimport READY_AGAIN, handler_t, op_t
 from vhostd.workers.loop cimport Loop
 
-from vhostd.errors import BackendError
-
 cdef extern from "<errno.h>" nogil:
     int ECANCELED
-
-cdef extern from "<fcntl.h>" nogil:
-    int c_fallocate "fallocate"(int fd, int mode, off_t offset, off_t len)
-
-cdef extern from "<sys/vfs.h>" nogil:
-    cdef struct c_statfs "statfs":
-        long f_type
-    int fstatfs(int fd, c_statfs *buf)
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t align, size_t size)
@@ -379,85 +364,6 @@ cdef void blk_changed(ringset_t *r, uint32_t slot) noexcept nogil:
     r.forsaken = 0
 
 
-cdef class Disk:
-    """What the rings of one disk share. The control thread's methods; workers read the struct."""
-
-    cdef disk_t c
-    cdef blk_map_t map
-
-    def __init__(self, int fd, *, bint read_only, bint direct, uint32_t memory_align, bint zero_in_place, bytes serial):
-        if len(serial) > 20:
-            raise ValueError("a serial has at most 20 bytes")
-        self.c.fd = fd
-        self.c.read_only = read_only
-        self.c.direct = direct
-        self.c.memory_align = memory_align
-        self.c.zero_in_place = zero_in_place
-        memcpy(self.c.serial, <const char *>serial, len(serial))
-
-    def map_image(self, uint64_t length, *, bint stores):
-        """Have the rings copy from a mapping of the image, of `length` bytes, and into it where `stores` allows.
-
-        Before the first handler is made. Raises BackendError when the kernel does not map it.
-        """
-        cdef int result = map_image(&self.map, self.c.fd, length, not self.c.read_only, stores and not self.c.read_only)
-        if result < 0:
-            raise BackendError("the image cannot be mapped", OSError(-result, os.strerror(-result)))
-
-    @property
-    def mapped(self):
-        """Whether requests may be copied from a mapping; False again once the file was found shorter than that."""
-        return self.map.base != NULL and not load_relaxed_u32(&self.map.shrunk)
-
-    @property
-    def stores_lost(self):
-        """Whether the file was found shorter after something had been stored through the mapping. A system call."""
-        return self.map.base != NULL and stores_lost(&self.map, self.c.fd) != 0
-
-    def unmap(self):
-        """Give the mapping back; a second time does nothing. No ring is started."""
-        unmap_image(&self.map)
-
-    def __dealloc__(self):
-        unmap_image(&self.map)
-
-    @property
-    def capacity_sectors(self):
-        """Sectors of 512 bytes. A request is held to it when it is carried out."""
-        return load_relaxed_u64(&self.c.capacity_sectors)
-
-    @capacity_sectors.setter
-    def capacity_sectors(self, uint64_t sectors):
-        store_relaxed_u64(&self.c.capacity_sectors, sectors)
-
-    @property
-    def acked(self):
-        """The features the driver acknowledged."""
-        return load_relaxed_u64(&self.c.acked)
-
-    @acked.setter
-    def acked(self, uint64_t features):
-        store_relaxed_u64(&self.c.acked, features)
-
-    @property
-    def write_through(self):
-        """Whether each write is durable before its status."""
-        return load_relaxed_u32(&self.c.write_through) != 0
-
-    @write_through.setter
-    def write_through(self, bint through):
-        store_relaxed_u32(&self.c.write_through, through)
-
-    @property
-    def flush_failed(self):
-        """Whether the host has failed a flush: none succeeds from then on."""
-        return load_relaxed_u32(&self.c.flush_failed) != 0
-
-    def fail_flushes(self):
-        """The host has failed a flush that no request asked for."""
-        store_relaxed_u32(&self.c.flush_failed, 1)
-
-
 cdef class BlockHandler(RingSet):
     """Serves one ring of a disk: by copying if the disk is mapped, then through the worker's io_uring if it has one."""
 
@@ -506,14 +412,3 @@ cdef class BlockHandler(RingSet):
             free(self.b.engine.bounce)
             free(self.b.requests)
             free(self.b)
-
-
-def fallocate(int fd, int mode, off_t offset, off_t length):
-    """Return 0, or the errno of fallocate(2), which os.posix_fallocate does not reach."""
-    return 0 if c_fallocate(fd, mode, offset, length) == 0 else errno
-
-
-def file_system(int fd):
-    """Return the magic number of the file system that a file is on (statfs(2)); 0 when it cannot be told."""
-    cdef c_statfs fs
-    return fs.f_type if fstatfs(fd, &fs) == 0 else 0

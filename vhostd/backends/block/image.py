@@ -11,7 +11,7 @@ import struct
 from base64 import b32encode
 from pathlib import Path
 
-from vhostd.backends.block.handler import fallocate, file_system
+from vhostd.backends.block.host import fallocate, file_system
 from vhostd.backends.block.options import BlockOptions
 from vhostd.errors import BackendError, ConfigError
 from vhostd.fds import Fd

@@ -294,8 +294,8 @@ def test_descriptors_are_given_back_early(puppet):
 @pytest.mark.parametrize(
     ("name", "function", "store", "load"),
     [
-        ("virtqueue", "ring_publish", "store_release_u16(&ring.avail.idx", "load_relaxed_u16(ring.avail_event)"),
-        ("virtqueue", "ring_arm", "store_relaxed_u16(ring.used_event", "load_acquire_u16(&ring.used.idx)"),
+        ("split_ring", "split_publish", "store_release_u16(&ring.avail.idx", "load_relaxed_u16(ring.avail_event)"),
+        ("split_ring", "split_arm", "store_relaxed_u16(ring.used_event", "load_acquire_u16(&ring.used.idx)"),
         ("packed", "packed_publish", "store_release_u16(&ring.packed[", "load_relaxed_u16(&ring.device_event.flags)"),
         ("packed", "packed_arm", "store_release_u16(&ring.driver_event.flags", "packed_has_used(ring)"),
     ],

@@ -12,7 +12,7 @@ from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
 from vhostd.driver.conformance.check import ALL_FEATURES, Check, Guest
 from vhostd.driver.conformance.hostile.attacks import DATA_LEN, FAR, INDIRECT, NEXT, SIZE, WRITE, Part, Prepared
 from vhostd.driver.conformance.hostile.rings import header_of, held_to_telling, how_told
-from vhostd.driver.virtqueue import Packed
+from vhostd.driver.ring_memory import Packed
 from vhostd.spec.blk import StatusByte
 
 HOSTILE = [Mark.HOSTILE]
@@ -95,6 +95,14 @@ def _entry(part: Part, flags: int = 0, ident: int = 0) -> bytes:
     return struct.pack("<QIHH", part[0], part[1], ident, part[2] | flags)
 
 
+def broken(check: Check, attack: Attack) -> None:
+    """Hold the back-end to stopping the ring and saying so, with nothing used."""
+    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
+        ring = PackedRing(check, guest)
+        attack(ring)
+        ring.breaks()
+
+
 BREAKS: dict[str, Attack] = {
     "R13-next-on-all": lambda r: r.put(*((r.head, 16, 0, NEXT) for _ in range(r.queue.size))),
     "R13-next-on-all-writable": lambda r: r.put(*((r.data, 16, 0, NEXT | WRITE) for _ in range(r.queue.size))),
@@ -111,10 +119,7 @@ BREAKS: dict[str, Attack] = {
 @case("HOST-PACKED", "virtio 2.8.17", kinds=BLOCK, features=PACKED, marks=HOSTILE, rows=BREAKS)
 def a_packed_chain_that_cannot_be(check: Check, attack: Attack) -> None:
     """A chain that has no end, or no place for its status, breaks the ring, which is said, and nothing is used."""
-    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
-        ring = PackedRing(check, guest)
-        attack(ring)
-        ring.breaks()
+    broken(check, attack)
 
 
 TABLES: dict[str, Attack] = {
@@ -131,10 +136,7 @@ TABLES: dict[str, Attack] = {
 @case("HOST-PTABLE", "virtio 2.8.7", kinds=BLOCK, features=WITH_TABLES, marks=HOSTILE, rows=TABLES)
 def a_packed_table_that_cannot_be(check: Check, attack: Attack) -> None:
     """An indirect table is whole descriptors in guest memory: any other breaks the ring, which is said."""
-    with check.guest(packed=True, size=SIZE, features=DIRECT) as guest:
-        ring = PackedRing(check, guest)
-        attack(ring)
-        ring.breaks()
+    broken(check, attack)
 
 
 @case("HOST-R24P", "virtio 2.8.7", kinds=BLOCK, features=WITH_TABLES, marks=HOSTILE,

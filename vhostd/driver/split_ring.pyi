@@ -1,0 +1,1 @@
+"""The split ring, driver side; virtqueue.Virtqueue drives it from Python."""
