@@ -1,7 +1,6 @@
 """bench: drives any back-end with load, one on a socket, or several that it starts itself."""
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from vhostd.cli import bench_words
 from vhostd.cli.flags import UsageError
 from vhostd.cli.signals import sigterm_as_interrupt
 from vhostd.driver.load import calibrate, document, plot, tables
-from vhostd.driver.load.compare import compare
+from vhostd.driver.load.compare import Care, compare
 from vhostd.driver.load.errors import BenchError
 from vhostd.driver.load.measure import Settings, measure
 from vhostd.driver.load.medium import Medium
@@ -33,11 +32,16 @@ def main(words: list[str]) -> int:
         plot.check(found.plot)
     if found.realtime:
         _become_realtime()
+    # What is started on the way, back-ends or strace, is to be ended on the way out.
+    with sigterm_as_interrupt():
+        return _measure(found, several=several)
+
+
+def _measure(found: argparse.Namespace, *, several: bool) -> int:
     if found.calibrate:
         return _calibrate(found)
     if several:
-        with sigterm_as_interrupt():
-            return _compare(found)
+        return _compare(found)
     if found.rw in bench_words.NET_RW:
         from vhostd.cli.bench_net import net
 
@@ -95,9 +99,9 @@ def _compare(found: argparse.Namespace) -> int:
     calibration = calibration_of(found)
     medium = Medium(image, found.image_size)
     settings = settings_of(found, cpus=found.cpus if found.cpus is not None else _first_cpu())
-    settings = dataclasses.replace(settings, max_steal=found.max_steal / 100)
+    care = Care(found.rounds, found.precision / 100, found.max_steal / 100)
     try:
-        done = compare(entrants, rows, medium, settings, rounds=found.rounds, folder=found.dir, say=_say)
+        done = compare(entrants, rows, medium, settings, care, folder=found.dir, say=_say)
     finally:
         medium.remove()
         _say("")

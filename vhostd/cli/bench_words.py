@@ -121,9 +121,11 @@ def _add_compare(made: Parser) -> None:
     )
     add("--suite", choices=sorted(suite.SUITES), help="jobs by name; goals is the table of what vhostd must reach")
     add("--job", action="append", default=[], metavar="WORD", help="jobs whose name contains this; may be repeated")
-    add("--rounds", type=_positive, default=3, metavar="N", help="in turn, whose median is taken [3]")
+    add("--rounds", type=_positive, default=3, metavar="N", help="in turn, whose median is taken, at least [3]")
+    add("--precision", type=_percent, default=5, metavar="PERCENT",
+        help="with 3 rounds or more: up to 5 times as many, until the ratio is known so well [5]")  # fmt: skip
     add("--max-steal", type=_percent, default=2, metavar="PERCENT",
-        help="a round during which the host took more of the machine is done again, up to 8 times [2]")  # fmt: skip
+        help="a round during which the host took more of the machine is done again, 8 times in all [2]")  # fmt: skip
     add("--cache", choices=["hot", "cold"], default="hot", help="the image in the page cache before each round [hot]")
     add("--folios", choices=["small", "large"], default="small", help="how it lies there [small]")
     add("--image", type=Path, metavar="FILE", help="the image; what writes overwrites it [made, and removed]")

@@ -55,17 +55,19 @@ def map_count(pid: int) -> int | None:
     return total
 
 
-def stolen() -> tuple[int, int]:
+def stolen() -> tuple[int, int] | None:
     """Return how much of the machine's time its host has taken so far, and how much there was, in ticks."""
     try:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
-        return 0, 0
-    return (ticks[7] if len(ticks) > 7 else 0), sum(ticks)
+        return None
+    return (ticks[7], sum(ticks)) if len(ticks) > 7 else None
 
 
-def stolen_share(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """Return the share that the host took between two looks, 0 to 1."""
+def stolen_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    """Return the share that the host took between two looks, 0 to 1; None where it cannot be seen."""
+    if before is None or after is None:
+        return None
     return (after[0] - before[0]) / max(after[1] - before[1], 1)
 
 

@@ -76,7 +76,7 @@ class NetMeasurement:
     arrived: int | None = None
     swept: None = None
     wakeups: None = None
-    steal: float = 0.0
+    steal: None = None
 
 
 def measure(

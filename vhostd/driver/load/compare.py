@@ -2,10 +2,15 @@
 
 For each job and each round every back-end is started, warmed up, measured and stopped, A B A B, so that the drift of a
 machine falls on all alike. A ratio is that of medians; its spread are the least and the greatest ratio of one round,
-where both were measured within seconds of each other.
+where both were measured within seconds of each other. A machine that is not quiet needs more rounds than one that is,
+so there are more of them until the ratio is known well enough; and a round that the host of a virtual machine disturbs
+is done again from the start.
 """
 
 import dataclasses
+import functools
+import itertools
+import math
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +24,58 @@ from vhostd.driver.load.measure import Measurement, Settings, free_cpus, measure
 from vhostd.driver.load.medium import Medium
 from vhostd.driver.load.suite import Row
 
+TRIES = 8  # of a round that the host disturbs
+ROUNDS_TIMES = 5  # so many times as many rounds as were asked for, at most, where the ratio is not yet known
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Care:
+    """How sure a comparison is to be.
+
+    rounds: at least. precision: more of them until a ratio is known to this share of it, 0 for no more. max_steal: the
+    share of the machine's time that its host may take during a round, lest it be done again.
+    """
+
+    rounds: int = 3
+    precision: float = 0.0
+    max_steal: float = 1.0
+
+    def suffices(self, number: int, ratio: "Ratio | None") -> bool:
+        """Whether a row is known well enough after so many rounds."""
+        if number < self.rounds:
+            return False
+        if not self.precision or self.rounds < 3 or ratio is None or number >= ROUNDS_TIMES * self.rounds:
+            return True
+        return ratio.doubt is not None and ratio.doubt <= self.precision
+
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """Of the first contender to its best rival: of the medians, and the least and greatest of a round."""
+    """Of the first contender to its best rival: of the medians, and the least and greatest of a round.
+
+    doubt: half the width of the interval that the median of the rounds' ratios lies in with 95 % confidence, as a share
+    of the ratio; None where there are too few of them to tell (fewer than six).
+    """
 
     value: float
     low: float
     high: float
     rival: str
+    doubt: float | None = None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return where the median lies of what `values` are drawn from, with 95 % confidence; None for too few.
+
+    It is that of the sign test: each value lies above the median as often as below it, whatever their distribution.
+    """
+    count, ordered = len(values), sorted(values)
+    below, outside = -1, 0.0
+    while outside + 2 * math.comb(count, below + 1) / 2**count <= 1 - CONFIDENCE:
+        below += 1
+        outside += 2 * math.comb(count, below) / 2**count
+    return None if below < 0 else (ordered[below], ordered[count - 1 - below])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +106,7 @@ class Standing:
 
     def steal(self) -> float:
         """Return the greatest share of the machine's time that its host took during a round."""
-        return max((one.steal for rounds in self.rounds.values() for one in rounds), default=0.0)
+        return max((one.steal or 0.0 for rounds in self.rounds.values() for one in rounds), default=0.0)
 
     def ratio(self, subject: str) -> Ratio | None:
         """Return how many requests a second the subject does for one of its best rival; None without rivals."""
@@ -67,7 +115,8 @@ class Standing:
             return None
         best = max(rivals, key=self.iops)
         each = [a.result.iops / b.result.iops for a, b in zip(self.rounds[subject], self.rounds[best], strict=True)]
-        return Ratio(self.iops(subject) / self.iops(best), min(each), max(each), best)
+        value, sure = self.iops(subject) / self.iops(best), interval(each)
+        return Ratio(value, min(each), max(each), best, None if sure is None else (sure[1] - sure[0]) / 2 / value)
 
     def cpu_ratio(self, subject: str) -> float | None:
         """Return the subject's CPU a request for one ns of its cheapest rival."""
@@ -96,12 +145,12 @@ def compare(
     rows: Sequence[Row],
     medium: Medium,
     settings: Settings,
+    care: Care = Care(),
     *,
-    rounds: int = 3,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Measure every contender in every row, `rounds` times in turn.
+    """Measure every contender in every row, in turn, as often as `care` has it.
 
     settings.cpus: the generator's; each back-end gets the others, a row of several queues gives all to both.
     Raises BenchError when a contender cannot be started, DeviceError when one fails under load.
@@ -113,20 +162,37 @@ def compare(
     for row in rows:
         found: dict[str, list[Measurement]] = {}
         missing: list[str] = []
-        for number in range(rounds):
+        for number in itertools.count(1):
             for entrant in entrants:
-                say(f"{row.job.name}: round {number + 1} of {rounds}, {entrant.name}")
-                medium.prepare(row.job.cache, row.job.folios)
-                one = _once(entrant, row, medium, settings, folder)
+                say(f"{row.job.name}: round {number} of {max(number, care.rounds)}, {entrant.name}")
+                one = calm(functools.partial(_once, entrant, row, medium, settings, folder), care.max_steal)
                 if one is not None:
                     found.setdefault(entrant.name, []).append(one)
                 elif entrant.name not in missing:
                     missing.append(entrant.name)
-        standings.append(Standing(row, found, tuple(missing)))
+            standing = Standing(row, found, tuple(missing))
+            if care.suffices(number, standing.ratio(names[0])):
+                break
+        standings.append(standing)
     return Comparison(names, standings)
 
 
+def calm(once: Callable[[], Measurement | None], max_steal: float) -> Measurement | None:
+    """Measure until the host lets it be, some times at most, and return the least disturbed."""
+    best: Measurement | None = None
+    for _ in range(TRIES):
+        one = once()
+        if one is None:
+            return None
+        if best is None or (one.steal or 0.0) < (best.steal or 0.0):
+            best = one
+        if (one.steal or 0.0) <= max_steal:
+            break
+    return best
+
+
 def _once(entrant: Contender, row: Row, medium: Medium, settings: Settings, folder: Path | None) -> Measurement | None:
+    medium.prepare(row.job.cache, row.job.folios)
     with tempfile.TemporaryDirectory(prefix="vhostd-bench-", dir=folder) as place:
         sock = socket_in(Path(place), "s.sock")
         command = entrant.command(row.job, sock, medium.path, medium.length)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,17 @@ from vhostd.driver.load.runner import Watcher, disk_len, ledgers, run_job, sweep
 from vhostd.driver.session import Session, open_session
 
 SYSCALL_SECONDS = 0.25  # of the pass that counts them
-TRIES = 8  # of a measurement that the host disturbs
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure. Times in seconds; `cpus`: the generator's, empty for any; `syscalls`: auto, perf, strace, off.
-
-    `max_steal`: the share of the machine's time that its host may take meanwhile, lest it be measured again.
-    """
+    """How to measure. Times in seconds; `cpus`: the generator's, empty for any; `syscalls`: auto, perf, strace, off."""
 
     seconds: float = 2.0
     warm_up: float = 0.5
     seed: int = 7
     cpus: tuple[int, ...] = ()
     syscalls: str = "auto"
-    max_steal: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Measurement:
     """What came of a job, and what it cost the back-end. `cpu_ns` and `syscalls` are per request, None where unknown.
 
     note: why system calls were not counted. swept: blocks read back at the end of a verified job. wakeups: a second.
-    steal: the share of the machine's time that its host took meanwhile.
+    steal: the share of the machine's time that its host took meanwhile, None where nobody looked.
     """
 
     job: Job
@@ -53,7 +48,7 @@ class Measurement:
     note: str = ""
     swept: int | None = None
     wakeups: float | None = None
-    steal: float = 0.0
+    steal: float | None = None
 
 
 @contextlib.contextmanager
@@ -90,33 +85,13 @@ def measure(path: str | os.PathLike[str], job: Job, settings: Settings, *, watch
         options: dict[str, Any] = {"books": books, "cpus": settings.cpus}
         if settings.warm_up:
             run_job(session, job, settings.warm_up, **options)
-        steal, result, cpu_ns = _undisturbed(
-            lambda: run_job(session, job, settings.seconds, seed=settings.seed, watch=watch, **options),
-            peer, settings.max_steal,
-        )  # fmt: skip
+        stolen, cpu = procfs.stolen(), peer.cpu_ns()
+        result = run_job(session, job, settings.seconds, seed=settings.seed, watch=watch, **options)
+        after, steal = peer.cpu_ns(), procfs.stolen_share(stolen, procfs.stolen())
+        cpu_ns = None if cpu is None or after is None else (after - cpu) / max(result.ios, 1)
         syscalls, note = _count(session, peer, job, settings, options)
         swept = sweep(session, job, books) if books and job.writes else None
         return Measurement(job, result, peer.name, peer.pid, cpu_ns, syscalls, note, swept, steal=steal)
-
-
-def _undisturbed(run: Callable[[], Result], peer: Peer, max_steal: float) -> tuple[float, Result, float | None]:
-    """Run a job until the host lets it run, some times at most.
-
-    Returns, of the best of them, the share that the host took, the result, and the back-end's CPU a request in ns.
-    """
-    best: tuple[float, Result, float | None] | None = None
-    for _ in range(TRIES):
-        stolen, cpu = procfs.stolen(), peer.cpu_ns()
-        result = run()
-        after = peer.cpu_ns()
-        steal = procfs.stolen_share(stolen, procfs.stolen())
-        if best is None or steal < best[0]:
-            cpu_ns = None if cpu is None or after is None else (after - cpu) / max(result.ios, 1)
-            best = steal, result, cpu_ns
-        if steal <= max_steal:
-            break
-    assert best is not None
-    return best
 
 
 def _count(

@@ -92,7 +92,7 @@ def report(one: Measurement, calibration: Result | None = None) -> list[str]:
         )
     elif job.verify:
         lines.append("verified        every read: all right")
-    if one.steal > STEAL_TOLD:
+    if one.steal is not None and one.steal > STEAL_TOLD:
         lines.append(f"host            took {100 * one.steal:.0f} % of the machine meanwhile: another run will differ")
     if calibration is not None:
         lines.append(f"calibration     {calibration.iops / 1e6:.1f} million requests/s with a disk that does nothing")
@@ -154,7 +154,21 @@ def histogram_lines(histogram: Histogram) -> list[str]:
 
 def comparison_table(found: Comparison, calibration: Result | None = None) -> list[str]:
     """Return a line for each job and contender; ratios stand on the subject's."""
-    head = ["job", "back-end", "kIOPS", "MB/s", "p50 us", "p99 us", "CPU us", "calls", "ratio", "spread", "CPU", "goal"]
+    head = [
+        "job",
+        "back-end",
+        "kIOPS",
+        "MB/s",
+        "p50 us",
+        "p99 us",
+        "CPU us",
+        "calls",
+        "ratio",
+        "±",
+        "spread",
+        "CPU",
+        "goal",
+    ]
     rows: list[list[str]] = []
     for standing in found.standings:
         rows += _standing_rows(found, standing)
@@ -162,13 +176,13 @@ def comparison_table(found: Comparison, calibration: Result | None = None) -> li
         latency = calibration.latency
         rows.append(
             ["calibration 4k QD32 poll", "(nothing)", f"{calibration.iops / 1e3:,.1f}", "", us(latency.percentile(50)),
-             us(latency.percentile(99)), "", "", "", "", "", ""]
+             us(latency.percentile(99)), "", "", "", "", "", "", ""]
         )  # fmt: skip
     lines = table(head, rows, left=2)
     lines.append("")
     lines.append(
-        f"medians of the rounds; ratio: {found.subject} to the best of the others, spread: of single rounds; "
-        "calls: system calls a request"
+        f"medians of the rounds; ratio: {found.subject} to the best of the others, ±: where it lies with 95 % "
+        "confidence, spread: of single rounds; calls: system calls a request"
     )
     disturbed = [standing for standing in found.standings if standing.steal() > STEAL_TOLD]
     lines += [
@@ -190,7 +204,7 @@ def _standing_rows(found: Comparison, standing: Standing) -> list[list[str]]:
             spent = standing.cpu_ns(name)
             wakeups = max(one.wakeups or 0.0 for one in standing.rounds[name])
             text = "-" if spent is None else f"{spent / 1e3:.1f} us CPU, {wakeups:.1f} wake-ups/s"
-            rows.append([*first, text, *[""] * 9])
+            rows.append([*first, text, *[""] * 10])
             continue
         latency = standing.latency(name)
         length = standing.row.job.block_len
@@ -213,7 +227,7 @@ def _standing_rows(found: Comparison, standing: Standing) -> list[list[str]]:
 
 def _ratio_cells(standing: Standing, ratio: Ratio | None, name: str) -> list[str]:
     if ratio is None:
-        return ["", "", "", ""]
+        return ["", "", "", "", ""]
     cpu = standing.cpu_ratio(name)
     goal, cpu_goal = standing.row.goal, standing.row.cpu_goal
     goals = " ".join([f"≥{goal:g}"] * bool(goal) + [f"CPU≤{cpu_goal:g}"] * bool(cpu_goal))
@@ -222,6 +236,7 @@ def _ratio_cells(standing: Standing, ratio: Ratio | None, name: str) -> list[str
         goals += " met" if met else " missed"
     return [
         f"{ratio.value:.2f}x",
+        "-" if ratio.doubt is None else f"{100 * ratio.doubt:.0f} %",
         f"{ratio.low:.2f}-{ratio.high:.2f}",
         "-" if cpu is None else f"{cpu:.2f}x",
         goals,
