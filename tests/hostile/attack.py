@@ -32,7 +32,7 @@ MIB = 1 << 20
 ALL_FEATURES = DEVICE_BITS | RING_FEATURES
 NO_SLOTS = PROTOCOL_FEATURES & ~ProtocolFeature.CONFIGURE_MEM_SLOTS
 NO_ACK = PROTOCOL_FEATURES & ~ProtocolFeature.REPLY_ACK
-OWN_REPLY = {
+OWN_REPLY = {  # of what we serve
     FrontendRequest.GET_FEATURES,
     FrontendRequest.GET_PROTOCOL_FEATURES,
     FrontendRequest.GET_QUEUE_NUM,

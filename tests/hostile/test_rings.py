@@ -13,13 +13,14 @@ import pytest
 from tests.hostile.attack import ALL_FEATURES, MIB, alive, guest, header
 from vhostd.driver.arena import Arena, Region, adjacent
 from vhostd.driver.conformance.hostile.attacks import (
-    ANY_RING,
     DATA_LEN,
     DISK,
     ERRORS,
     FAR,
     INDIRECT,
+    LINKS,
     NEXT,
+    NO_HEADS,
     ODD_TABLES,
     ORDERS,
     SIZE,
@@ -118,7 +119,7 @@ def ring(request, target):
 # Of those that may be answered with an error, we break the ring for these: the chain as a whole cannot be.
 BROKEN = ("R36-sum-past-32-bits", "B23-header-writable", "B25-status-alone")
 VERR = {
-    **ANY_RING, **TABLES, **ODD_TABLES, **DISK, **ORDERS, **{name: ERRORS[name] for name in BROKEN},
+    **NO_HEADS, **LINKS, **TABLES, **ODD_TABLES, **DISK, **ORDERS, **{name: ERRORS[name] for name in BROKEN},
     "R21-table-of-1-MiB": table_at(START + 4096, MIB),
     "R22-indirect-to-itself": tabled(lambda r: [(r.arena.regions[0].gpa, 48, INDIRECT, 0)]),
     "R36-sum-is-exactly-2^32": direct(h, (FAR, 0xFFFFFFFF - 16, WRITE), s),

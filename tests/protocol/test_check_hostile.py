@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,19 @@ import pytest
 from tests.protocol.test_check import bad, check, image  # noqa: F401 - a fixture
 from tests.support import wrong_backend
 from tests.support.backends import start_card, start_vhostd
+from tests.support.checked import checked
 from tests.support.net import Netns
+from tests.support.wrong_backend import WrongBackend
 from vhostd.driver.conformance import all_cases
+from vhostd.driver.conformance.case import Level
+from vhostd.driver.conformance.runner import held_at
+from vhostd.driver.conformance.verdict import Fault, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
 FAMILIES = {
     "HOST-RING",
+    "HOST-LINK",
     "HOST-TABLE",
     "HOST-CHAIN",
     "HOST-ERROR",
@@ -60,6 +68,68 @@ def test_one_that_does_nothing_wrong_passes(tmp_path):
     words = ["--hostile", "-k", "HOST-S20.set-owner.8", "--timeout", "0.5", "--start", f"{program} {{sock}}"]
     code, report = check(tmp_path / "right.sock", *words)
     assert (code, bad(report)) == (0, set())
+
+
+RIGHT = [
+    "HOST-RING.R1-head-is-size",
+    "HOST-LINK.R10-self",
+    "HOST-LINK.R12-next-60000",
+    "HOST-TABLE.R24-next-past-the-table",
+    "HOST-CHAIN.R30-status-unmapped",
+    "HOST-CHAIN.B24-status-of-no-bytes",
+    "HOST-ERROR.R30-data-unmapped",
+]
+
+
+def test_one_that_breaks_its_ring_loudly_passes(tmp_path):
+    with checked(WrongBackend, tmp_path, " or ".join(RIGHT), hostile=True) as report:
+        assert [(o.case_id, o.evidence.seen) for o in report.outcomes if o.verdict is not Verdict.PASSED] == []
+        assert len(report.outcomes) == len(RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "fault", "level"),
+    [
+        ("HOST-S1.2", (), Fault.WRONG_ANSWER, Level.SHOULD),
+        ("HOST-S5.45", (), Fault.WRONG_ANSWER, Level.MUST),
+        ("HOST-S40.set-vring-num.0x100", (), Fault.WRONG_ANSWER, Level.MUST),
+        ("HOST-S135.63", (), Fault.WRONG_ANSWER, Level.SHOULD),
+        ("HOST-R40.100", (), Fault.WRONG_ANSWER, Level.MUST),
+        ("HOST-RING.R1-head-is-size", ("silent",), Fault.SILENT_RING_ERROR, Level.SHOULD),
+        ("HOST-RING.R1-head-is-size", ("publishes what it cannot do",), Fault.WRONG_ANSWER, Level.MUST),
+        ("HOST-CHAIN.R30-status-unmapped", ("takes what is not there for done",), Fault.WRONG_ANSWER, Level.MUST),
+        ("HOST-ERROR.R30-data-unmapped", ("takes what is not there for done",), Fault.WRONG_ANSWER, Level.MUST),
+    ],
+)
+def test_a_wrong_answer_is_noticed_and_weighed(tmp_path, name, wrong, fault, level):
+    """This back-end knows no bad request, no ring but its own, and no memory that lies in two regions."""
+    with checked(WrongBackend, tmp_path, name, *wrong, hostile=True) as report:
+        (outcome,) = report.outcomes
+        assert (outcome.verdict, outcome.fault) == (Verdict.FAILED, fault), outcome.evidence.seen
+        assert held_at(outcome, report.by_id[name]) is level
+        assert report.conforms is (level is Level.SHOULD)
+
+
+def test_a_chain_may_be_given_back_undone(tmp_path):
+    """No document forbids it: its head is the driver's."""
+    with checked(WrongBackend, tmp_path, "HOST-LINK.R12", "publishes what it cannot do", hostile=True) as report:
+        assert {outcome.verdict for outcome in report.outcomes} == {Verdict.PASSED}
+        assert len(report.outcomes) == 3
+
+
+def test_a_report_survives_a_back_end_that_hangs(tmp_path):
+    """Without --start nobody gets it going again, and its scratch area cannot be put back."""
+    process = subprocess.Popen([sys.executable, wrong_backend.__file__, tmp_path / "s", "wedges"])
+    try:
+        while not (tmp_path / "s").exists():
+            time.sleep(0.01)
+        words = ["--hostile", "-k", "HOST-S20.set-owner.8 or HOST-S6.1", "--timeout", "0.3"]
+        code, report = check(tmp_path / "s", *words)
+    finally:
+        process.kill()
+        process.wait()
+    assert code == 1
+    assert [case["fault"] for case in report["cases"] if case["verdict"] == "failed"] == ["wedge"]
 
 
 def test_our_disk_stands_all_of_it(image, tmp_path):  # noqa: F811

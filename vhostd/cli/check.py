@@ -13,6 +13,7 @@ from vhostd.driver.conformance.runner import run
 from vhostd.driver.conformance.selection import select
 from vhostd.driver.conformance.target import Process, Target, probe, scratch
 from vhostd.driver.profiles import PROFILES
+from vhostd.errors import VhostdError
 
 DOES_NOT_CONFORM = 1
 INTERRUPTED = 130
@@ -61,12 +62,18 @@ def main(words: list[str]) -> int:
 def _run(target: Target, cases: list[Case], found: object) -> Report:
     report = Report(target, cases, strict=getattr(found, "strict", False))
     progress = Progress(len(cases))
-    with scratch(target, writes=not getattr(found, "keep", False), start=getattr(found, "scratch", None)):
-        # Ctrl-C ends the run, not the report: what was seen so far is worth reading.
-        with contextlib.suppress(KeyboardInterrupt):
-            for outcome in run(target, cases, progress):
-                report.outcomes.append(outcome)
-        progress.clear()
+    try:
+        with scratch(target, writes=not getattr(found, "keep", False), start=getattr(found, "scratch", None)):
+            # Ctrl-C ends the run, not the report: what was seen so far is worth reading.
+            with contextlib.suppress(KeyboardInterrupt):
+                for outcome in run(target, cases, progress):
+                    report.outcomes.append(outcome)
+            progress.clear()
+    except VhostdError as error:
+        if not report.outcomes:
+            raise
+        # A back-end that hangs or is gone is what the report tells of.
+        print(f"vhostd check: the scratch area was not put back: {error}", file=sys.stderr)
     return report
 
 

@@ -262,6 +262,10 @@ class Check:
         if seen != expected:
             raise Failed(f"{what} {_shown(expected)}", _shown(seen))
 
+    def at_most(self, seen: int, limit: int, what: str) -> None:
+        """End the case as failed when a number is greater."""
+        self.expect(seen <= limit, f"{what} at most {limit}", f"{seen}")
+
     def offers(self, holds: object, what: str) -> None:
         """End the case as not offered unless `holds`."""
         if not holds:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from xml.sax.saxutils import escape, quoteattr
 
 from vhostd.driver.conformance.case import Case
-from vhostd.driver.conformance.runner import counts
+from vhostd.driver.conformance.runner import counts, held_at
 from vhostd.driver.conformance.target import Target
 from vhostd.driver.conformance.verdict import Outcome, Verdict
 
@@ -126,7 +126,11 @@ def table(report: Report) -> str:
 def explain_outcome(report: Report, case: Case, outcome: Outcome, *, shown: int = SENT_SHOWN) -> list[str]:
     """Return the lines that a maintainer of the back-end needs."""
     kind = f" ({outcome.fault})" if outcome.fault else ""
-    lines = [f"{case.id}  {case.level}  {outcome.verdict}{kind}", f"  rule: {case.rule}", f"  from: {case.section}"]
+    lines = [
+        f"{case.id}  {held_at(outcome, case)}  {outcome.verdict}{kind}",
+        f"  rule: {case.rule}",
+        f"  from: {case.section}",
+    ]
     if outcome.reason:
         lines.append(f"  why: {outcome.reason}")
     sent = outcome.evidence.sent[-shown:] if shown else outcome.evidence.sent
@@ -218,7 +222,7 @@ def _as_dict(report: Report, outcome: Outcome) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": case.id,
         "chapter": case.chapter,
-        "level": str(case.level),
+        "level": str(held_at(outcome, case)),
         "section": case.section,
         "rule": case.rule,
         "verdict": str(outcome.verdict),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from vhostd.driver import procfs
 from vhostd.driver.conformance.case import Case, Level, Mark
 from vhostd.driver.conformance.check import Check
 from vhostd.driver.conformance.health import Health
@@ -15,8 +16,11 @@ from vhostd.driver.conformance.target import Target
 from vhostd.driver.conformance.verdict import Evidence, Failed, Fault, Needs, NotOffered, Outcome, Verdict
 from vhostd.errors import DeviceError, LocalProtocolError, VhostdError
 
+WAITS_MAX = 8  # answers that a case waits for in vain, one after another
 GRACE = 5.0  # seconds a case has to end after its connections were cut
 CRASHES_MAX = 3  # starts that fail in a row, after which nobody is there
+
+LASTING = {Fault.CRASH, Fault.WEDGE, Fault.FD_LEAK, Fault.CPU_SPIN}  # others than the one who did it suffer
 
 Progress = Callable[[Case, Outcome | None], None]
 
@@ -46,8 +50,8 @@ def excused(target: Target, case: Case) -> Outcome | None:
         return Outcome(case.id, Verdict.NOT_OFFERED, missing)
     if Mark.WIRE in case.marks and target.interface is None:
         return Outcome(case.id, Verdict.NEEDS, "--interface NAME")
-    if Mark.PROC in case.marks and not target.pid:
-        return Outcome(case.id, Verdict.NEEDS, "the back-end in our own process namespace")
+    if Mark.PROC in case.marks and (not target.pid or procfs.fd_count(target.pid) is None):
+        return Outcome(case.id, Verdict.NEEDS, "the back-end's /proc: in our process namespace, and ours to read")
     if Mark.WRITES in case.marks and target.scratch is not None and not target.scratch.writable:
         return Outcome(case.id, Verdict.NEEDS, "a disk that may be written to")
     return None
@@ -80,11 +84,12 @@ def _on_thread(target: Target, case: Case) -> Outcome:
 
     thread = threading.Thread(target=body, name=case.id, daemon=True)
     thread.start()
-    thread.join(case.timeout)
+    limit = max(case.timeout, WAITS_MAX * target.timeout)
+    thread.join(limit)
     if thread.is_alive():
         check.abandon()
         thread.join(GRACE)
-        evidence = Evidence(list(check.evidence.sent), "an end", f"none within {case.timeout:g} seconds")
+        evidence = Evidence(list(check.evidence.sent), "an end", f"none within {limit:g} seconds")
         return Outcome(case.id, Verdict.FAILED, "", Fault.WEDGE, evidence)
     return result[0] if result else Outcome(case.id, Verdict.BROKE_OFF, "the case ended without a verdict")
 
@@ -138,6 +143,12 @@ def counts(outcome: Outcome, case: Case, *, strict: bool = False) -> bool:
     """Whether an outcome says that the back-end does not conform."""
     if outcome.verdict is Verdict.BROKE_OFF:
         return True
-    # virtio 2.1.2: a device SHOULD say that it is broken; that it then is, and uses nothing, is not the fault.
-    must = case.level is Level.MUST and outcome.fault is not Fault.SILENT_RING_ERROR
-    return outcome.verdict is Verdict.FAILED and (strict or must or outcome.fault in {Fault.CRASH, Fault.WEDGE})
+    return outcome.verdict is Verdict.FAILED and (strict or held_at(outcome, case) is Level.MUST)
+
+
+def held_at(outcome: Outcome, case: Case) -> Level:
+    """Return how strongly a back-end is held to what it failed in."""
+    if outcome.fault is Fault.SILENT_RING_ERROR:
+        # virtio 2.1.2: a device SHOULD say that it is broken; that it then is, and uses nothing, is not the fault.
+        return Level.SHOULD
+    return Level.MUST if outcome.fault in LASTING else case.level

@@ -176,10 +176,15 @@ def s(ring: RawRing) -> Part:
     return ring.status, 1, WRITE
 
 
-ANY_RING: dict[str, Attack] = {
+NO_HEADS: dict[str, Attack] = {
     "R1-head-is-size": lambda ring: ring.offer(SIZE),
     "R2-head-60000": lambda ring: ring.offer(60000),
     "R3-head-65535": lambda ring: ring.offer(65535),
+    "R50-avail-idx-1-too-far": jump(SIZE + 1),
+    "R50-avail-idx-32768": jump(32768),
+    "R50-avail-idx-65535": jump(65535),
+}
+LINKS: dict[str, Attack] = {
     "R10-self": links((0, 0)),
     "R10-loop-of-2": links((0, 1), (1, 0)),
     "R10-loop-of-n": links(*((n, (n + 1) % SIZE) for n in range(SIZE))),
@@ -191,16 +196,11 @@ ANY_RING: dict[str, Attack] = {
     "R12-next-60000": links((0, 60000)),
     "R12-next-65535": links((0, 1), (1, 65535)),
     "R13-one-more-than-size": links(*((n, n + 1) for n in range(SIZE - 1)), (SIZE - 1, 3)),
-    "R50-avail-idx-1-too-far": jump(SIZE + 1),
-    "R50-avail-idx-32768": jump(32768),
-    "R50-avail-idx-65535": jump(65535),
 }
 TABLES: dict[str, Attack] = {
     "R20-table-of-0-bytes": table_at(START + 4096, 0),
     "R20-table-of-1-byte": table_at(START + 4096, 1),
     "R20-table-of-15-bytes": table_at(START + 4096, 15),
-    "R20-table-of-17-bytes": table_at(START + 4096, 17),
-    "R20-table-of-47-bytes": tabled(RawRing.entries, length=47),
     "R21-table-of-4-GiB": table_at(START + 4096, 0xFFFFFFF0),
     "R22-indirect-at-once": tabled(lambda ring: [(ring.head, 16, INDIRECT, 0)]),
     "R24-next-past-the-table": tabled(lambda ring: [(ring.head, 16, NEXT, 3), *ring.entries()[1:]]),
@@ -211,8 +211,10 @@ TABLES: dict[str, Attack] = {
     "R31-table-straddles-the-end": straddling,
     "R32-table-wraps": table_at(2**64 - 16),
 }
-# What 2.7.5.3.1 forbids to drivers, and some devices make sense of.
+# What 2.7.5.3.1 forbids to drivers, and some devices make sense of: a table has length / 16 entries (2.7.5.3).
 ODD_TABLES: dict[str, Attack] = {
+    "R20-table-of-17-bytes": table_at(START + 4096, 17),
+    "R20-table-of-47-bytes": tabled(RawRing.entries, length=47),
     "R22-indirect-in-the-middle": tabled(
         lambda ring: [(ring.head, 16, NEXT, 1), (ring.data, 64, INDIRECT | NEXT, 2), (ring.status, 1, WRITE, 0)]
     ),
@@ -241,7 +243,7 @@ ERRORS: dict[str, Attack] = {
     "B23-header-of-15-bytes": direct(lambda ring: (ring.head, 15, 0), d, s),
     "B26-read-into-readable": direct(h, lambda ring: (ring.data, DATA_LEN, 0), s),
     "R36-sum-past-32-bits": direct(h, (FAR, 0xFFFFFFFF, WRITE), (FAR, 0xFFFFFFFF, WRITE), s),
-    "B23-header-writable": direct((FAR, 16, WRITE), d, s),
+    "B23-header-writable": direct(lambda ring: (ring.head, 16, WRITE), d, s),
     "B25-status-alone": direct(s),
 }
 ORDERS: dict[str, Attack] = {

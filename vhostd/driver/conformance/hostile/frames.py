@@ -44,7 +44,7 @@ def _lengths() -> dict[str, tuple[FrontendRequest, int]]:
     return rows
 
 
-@case("HOST-S1", HEADER, marks=HOSTILE, rows={"0": 0, "2": 2, "3": 3})
+@case("HOST-S1", HEADER, level=Level.SHOULD, marks=HOSTILE, rows={"0": 0, "2": 2, "3": 3})
 def a_version_that_is_not_1(check: Check, version: int) -> None:
     """The lower two bits are the version (1): a stream of another one cannot be understood."""
     frontend = check.negotiated()
@@ -52,7 +52,7 @@ def a_version_that_is_not_1(check: Check, version: int) -> None:
     closes(check, frontend)
 
 
-@case("HOST-S2", HEADER, marks=HOSTILE)
+@case("HOST-S2", HEADER, level=Level.SHOULD, marks=HOSTILE)
 def a_request_that_says_it_is_a_reply(check: Check) -> None:
     """The reply flag is for replies: a request that has it is answered by no success."""
     frontend = check.negotiated()
@@ -68,7 +68,7 @@ def a_length_beyond_every_message(check: Check, length: int) -> None:
     closes(check, frontend)
 
 
-@case("HOST-S4", 'vhost-user, "Message types"', marks=HOSTILE, protocol=ACK, rows=_lengths())
+@case("HOST-S4", HEADER, level=Level.SHOULD, marks=HOSTILE, protocol=ACK, rows=_lengths())
 def a_payload_of_another_length(check: Check, row: tuple[FrontendRequest, int]) -> None:
     """A payload that is not the request's is refused, and never read as the next header."""
     request, length = row
@@ -126,7 +126,7 @@ def many_messages_in_one_write(check: Check, count: int) -> None:
 
 @case("HOST-S14", HEADER, marks=HOSTILE, timeout=30)
 def replies_that_nobody_reads(check: Check) -> None:
-    """A front-end that never reads costs no memory and no other front-end its service."""
+    """A front-end that never reads costs no other front-end its service."""
     frontend = check.negotiated()
     frontend.timeout = 0.5
     with contextlib.suppress(DeviceGone, DeviceTimeout):
@@ -158,7 +158,7 @@ FREE = {
 @case(
     "HOST-S20",
     'vhost-user, "Communication"',
-    marks=HOSTILE,
+    marks=[Mark.HOSTILE, Mark.PROC],
     rows={f"{_name(request)}.{count}": (request, count) for request in FREE for count in (1, 8, 33)},
 )
 def descriptors_with_a_message_that_takes_none(check: Check, row: tuple[FrontendRequest, int]) -> None:
@@ -199,7 +199,8 @@ def too_few_or_too_many_descriptors(check: Check, row: tuple[FrontendRequest, by
         refuses(check, frontend, request, payload, [number] * count)
 
 
-@case("HOST-S30", 'vhost-user, "Communication"', marks=HOSTILE, rows={"64": 64, "128": 128, "253": 253})
+@case("HOST-S30", 'vhost-user, "Communication"', marks=[Mark.HOSTILE, Mark.PROC],
+      rows={"64": 64, "128": 128, "253": 253})  # fmt: skip
 def more_descriptors_than_any_message_has(check: Check, count: int) -> None:
     """However many descriptors come, none stays."""
     frontend = check.negotiated()
@@ -229,6 +230,7 @@ def a_descriptor_that_is_no_eventfd(check: Check, row: tuple[FrontendRequest, st
 @case(
     "HOST-S39",
     'vhost-user, "ADD_MEM_REG"',
+    level=Level.SHOULD,
     marks=HOSTILE,
     protocol=ACK | ProtocolFeature.CONFIGURE_MEM_SLOTS,
     rows={kind: kind for kind in KINDS if kind not in {"memory", "zero"}},

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Callable
 
 from vhostd.driver.arena import Region, adjacent
-from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
+from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, Row, case
 from vhostd.driver.conformance.check import Check
-from vhostd.driver.conformance.hostile.attacks import DATA_LEN, INDIRECT, NEXT, SIZE, WRITE, Entry, Part
+from vhostd.driver.conformance.hostile.attacks import DATA_LEN, INDIRECT, NEXT, SIZE, START, WRITE, Entry, Part
 from vhostd.driver.conformance.hostile.rings import Ring
 from vhostd.driver.conformance.hostile.tools import MIB
 from vhostd.errors import DeviceError
@@ -18,7 +18,6 @@ from vhostd.spec.blk import StatusByte
 
 HOSTILE = [Mark.HOSTILE]
 MEMORY = 'virtio 2.7.5; vhost-user, "Memory access"'
-START = 0x1000_0000
 PAIR = adjacent(START, [4 * MIB, 4 * MIB])
 BORDER = PAIR[0].end
 APART = [Region(START, 4 * MIB), Region(START + 8 * MIB, 4 * MIB)]
@@ -33,7 +32,7 @@ def _read(ring: Ring, expected: bytes, pieces: list[Part]) -> None:
         check.expect(False, "a used element", ring.said() or "none")
         return
     check.equal(ring.arena.read(ring.status, 1)[0], int(StatusByte.OK), "status")
-    check.equal(used, sum(length for _, length, _ in pieces) + 1, "used length")
+    check.at_most(used, sum(length for _, length, _ in pieces) + 1, "used length")
     check.equal(b"".join(ring.arena.read(at, length) for at, length, _ in pieces), expected, "the bytes of the disk,")
 
 
@@ -49,7 +48,7 @@ def _read_or_told(ring: Ring, expected: bytes, pieces: list[Part]) -> None:
     if status == StatusByte.OK:
         check.equal(b"".join(ring.arena.read(at, n) for at, n, _ in pieces), expected, "the bytes of the disk,")
     else:
-        check.equal(status, int(StatusByte.IOERR), "status")
+        check.expect(status in {StatusByte.IOERR, StatusByte.UNSUPP}, "status OK or IOERR", f"status {status:#x}")
 
 
 @case("HOST-R40", MEMORY, kinds=BLOCK, marks=HOSTILE, rows={"1": 1, "100": 100, "511": 511})
@@ -113,11 +112,7 @@ def _long(ring: Ring, count: int) -> tuple[list[Entry], list[Part]]:
     for length in lengths:
         pieces.append((at, length, WRITE))
         at += length
-    parts = [(ring.head, 16, 0), *pieces, (ring.status, 1, WRITE)]
-    entries = [
-        (a, n, flags | NEXT * (i + 1 < len(parts)), (i + 1) % len(parts)) for i, (a, n, flags) in enumerate(parts)
-    ]
-    return entries, pieces
+    return _linked([(ring.head, 16, 0), *pieces, (ring.status, 1, WRITE)]), pieces
 
 
 @case(
@@ -137,7 +132,7 @@ LENGTHS = {str(n): n for n in (63, 64, 65, 127, 128, 129, 515, 1023, 1024, 1025,
 
 @case("HOST-R26", "virtio 2.7.5.3", features=INDIRECT_ONLY, kinds=BLOCK, marks=HOSTILE, rows=LENGTHS)
 def a_table_of_any_length(check: Check, count: int) -> None:
-    """A table longer than the queue, which no driver may make and some do, is read or refused."""
+    """A table of any length, one longer than the queue, too, which no driver may make, is read or refused."""
     with check.guest(size=SIZE) as guest:
         ring = Ring(check, guest)
         entries, pieces = _long(ring, count)
@@ -145,11 +140,11 @@ def a_table_of_any_length(check: Check, count: int) -> None:
         _read_or_told(ring, check.scratch.known[:DATA_LEN], pieces)
 
 
-HOLES: dict[str, Callable[[Ring, int], object]] = {
+HOLES: dict[str, Callable[[Ring, int], object] | Row] = {
     "header": lambda r, at: r.chain((at, 16, 0), (r.data, DATA_LEN, WRITE), (r.status, 1, WRITE)),
     "data": lambda r, at: r.chain((r.head, 16, 0), (at, 4 * MIB + DATA_LEN, WRITE), (r.status, 1, WRITE)),
     "data-and-status": lambda r, at: r.chain((r.head, 16, 0), (r.data, DATA_LEN - 7, WRITE), (at, 4 * MIB + 16, WRITE)),
-    "table": lambda r, at: r.desc(0, at, 48, INDIRECT),
+    "table": Row(lambda r, at: r.desc(0, at, 48, INDIRECT), features=int(INDIRECT_ONLY)),
 }
 
 

@@ -1,4 +1,4 @@
-"""What hostile cases share: payloads of any values, an attempt and what came of it, descriptors of every kind.
+"""What hostile cases share: payloads of any values, an attempt and what came of it, how a broken ring is told of.
 
 An attempt ends in one word:
 
@@ -13,17 +13,22 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 
-from vhostd.driver.conformance.check import Check
+from vhostd.driver.conformance.check import Check, Guest
 from vhostd.driver.conformance.verdict import Fault
 from vhostd.driver.frontend import Frontend
+from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceGone, DeviceTimeout
 from vhostd.protocol.rules import RULES, ReplyKind
-from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest
+from vhostd.spec.blk import Request
+from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest, ProtocolFeature
+from vhostd.spec.virtio import Status
 
 R = FrontendRequest
 MIB = 1 << 20
+OF_ERR, OF_RESET, OF_END = "VRING_ERR", "DEVICE_NEEDS_RESET", "the end of the connection"
 OWN_REPLY = {request for request, rule in RULES.items() if rule.reply is ReplyKind.VALUE}
 
 
@@ -87,6 +92,42 @@ def refuses(check: Check, frontend: Frontend, request: int, payload: bytes = b""
 def closes(check: Check, frontend: Frontend) -> None:
     """Hold the back-end to closing the connection."""
     check.expect(frontend.closed_by_peer(check.timeout), "the end of the connection", "it goes on", Fault.WRONG_ANSWER)
+
+
+def header_of(check: Check) -> bytes:
+    """Return what a good request of the target's kind begins with."""
+    return struct.pack("<IIQ", Request.IN, 0, check.scratch.first) if check.is_block else bytes(12)
+
+
+def how_told(guest: Guest, queue: Virtqueue, used: Callable[[], bool]) -> str:
+    """Return how the back-end says that a ring is broken; nothing when it does not in time, or uses something."""
+    frontend = guest.frontend
+    deadline = time.monotonic() + guest.check.timeout
+    try:
+        while time.monotonic() < deadline:
+            ready, _, _ = select.select([queue.err_fd.number, frontend.fileno()], [], [], 0.02)
+            if queue.err_fd.number in ready and queue.take_err():
+                return OF_ERR
+            if frontend.fileno() in ready and frontend.closed_by_peer(0.2):
+                return OF_END
+            if used():
+                return ""
+        if frontend.protocol_features & ProtocolFeature.STATUS:
+            status = frontend.ask_u64(FrontendRequest.GET_STATUS)
+            return OF_RESET if status & Status.DEVICE_NEEDS_RESET else ""
+    except DeviceGone:
+        return OF_END
+    return ""
+
+
+def held_to_telling(check: Check, said: str, otherwise: str = "") -> None:
+    """Hold the back-end to having said that a ring is broken, as `how_told` has it."""
+    check.expect(
+        said in {OF_ERR, OF_RESET},
+        f"{otherwise}{otherwise and ', or '}VRING_ERR or DEVICE_NEEDS_RESET (virtio 2.1.2)",
+        "only that the connection ended" if said else f"nothing in {check.timeout:g} s, and no used element",
+        Fault.SILENT_RING_ERROR,
+    )
 
 
 @contextlib.contextmanager
