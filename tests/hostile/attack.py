@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 import time
+from pathlib import Path
 
 from vhostd.driver.arena import Arena
 from vhostd.driver.blk import BlockDriver
@@ -23,12 +24,14 @@ from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceGone
 from vhostd.protocol.messages import Empty
 from vhostd.protocol.wire import encode, frame_bytes
+from vhostd.spec.blk import Request
 from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Feature
 
 __all__ = ["addr", "config", "single", "state", "table", "u64"]
 
 MIB = 1 << 20
+WRITE_NR = {"x86_64": 1, "aarch64": 64}[os.uname().machine]  # of write(2)
 ALL_FEATURES = DEVICE_BITS | RING_FEATURES
 NO_SLOTS = PROTOCOL_FEATURES & ~ProtocolFeature.CONFIGURE_MEM_SLOTS
 NO_ACK = PROTOCOL_FEATURES & ~ProtocolFeature.REPLY_ACK
@@ -154,6 +157,42 @@ def guest(
         elif state == "running":
             made.start()
         yield made
+
+
+def hang(made):
+    """Have a ring's worker hang in the write of a call, as far as a front-end can.
+
+    The mode of a call descriptor is looked at once a millisecond: it is taken away right after such a look.
+    """
+    queue, driver = made.queue, made.block()
+    number = queue.call_fd.number
+    driver.poll = True
+    for sector in range(200):
+        os.set_blocking(number, False)
+        queue.take_call()
+        time.sleep(0.0015)  # so that the next call is looked at
+        pending = driver.submit(Request.IN, sector, read_len=512, kick=False)
+        queue.arm()
+        queue.kick()
+        select.select([number], [], [], 1)
+        os.set_blocking(number, True)
+        queue.take_call()
+        os.eventfd_write(number, 0xFFFFFFFFFFFFFFFE)
+        driver.complete(pending)
+        pending = driver.submit(Request.IN, sector, read_len=512, kick=False)
+        queue.arm()
+        queue.kick()
+        time.sleep(0.01)
+        if writing(made.target.pid):
+            return
+        driver.complete(pending)
+    raise AssertionError("no call of 200 was made within a millisecond after one before")
+
+
+def writing(pid):
+    """Whether a thread of a process is in write(2)."""
+    calls = [(task / "syscall").read_text().split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    return str(WRITE_NR) in calls
 
 
 def connect(target, wait=2.0):

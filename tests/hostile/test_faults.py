@@ -1,7 +1,6 @@
 """F9 to F14, F30, F40, F44: front-ends that die, disks that fill, fail and shrink, and every way to stop."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import time
 
 import pytest
 
-from tests.hostile.attack import MIB, frame, guest, raw
+from tests.hostile.attack import MIB, frame, guest, hang, raw
 from tests.hostile.conftest import IMAGE_LEN, Target
 from tests.hostile.fuse import fuse_file
 from tests.support.backends import VHOSTD
@@ -406,12 +405,7 @@ def memory_gone(target):
 def call_blocks(target):
     """A worker hangs in the write of a call: the front-end made its eventfd block, and filled it."""
     with guest(target) as bad:
-        number = bad.queue.call_fd.number
-        fcntl.fcntl(number, fcntl.F_SETFL, os.O_RDWR)
-        os.eventfd_write(number, 0xFFFFFFFFFFFFFFFE)
-        bad.queue.used_event = bad.queue.used_idx
-        bad.block().submit(Request.IN, 0, read_len=512)
-        time.sleep(0.05)
+        hang(bad)
         yield
 
 

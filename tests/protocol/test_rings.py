@@ -257,6 +257,33 @@ def test_a_call_descriptor_nobody_reads_does_not_stop_the_ring(disk):
             assert driver.complete(pending).ok
 
 
+@vhostd_only("qsd calls at the end of a batch")
+@pytest.mark.parametrize(
+    ("count", "length", "calls"), [(64, 512, 8), (7, 512, 1), (4, 65536, 4)], ids=["8-each", "fewer", "64-kib-each"]
+)
+@pytest.mark.parametrize("event_idx", [False, True], ids=["flags", "event_idx"])
+def test_the_driver_is_told_within_a_batch(disk, count, length, calls, event_idx):
+    """2.7.14: a call for each 8 used elements, or 64 KiB, so that the driver goes on while we do."""
+    features = ALL if event_idx else ALL & ~Feature.EVENT_IDX
+    with disk.session(features=features, size=256, arena=Arena.of(8 * MIB), indirect=True) as session:
+        queue, driver = session.queues[0], session.block(poll=True)
+        driver.read(0, 512)
+        time.sleep(0.02)
+        queue.take_call()
+        for n in range(count):
+            driver.submit(Request.IN, n * length // 512, read_len=length, kick=False)
+        if event_idx:
+            calls = 1  # it asks for one, at the first
+        queue.arm()
+        queue.kick()
+        deadline = time.monotonic() + 5
+        while queue.used_idx != queue.next_avail:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(0.02)
+        assert calls <= queue.take_call() <= calls + 1  # a turn may begin before the last of them is there
+
+
 REGIONS = {
     "three apart": [Region(0, 4 * MIB), Region(16 * MIB, 4 * MIB), Region(1 << 40, 4 * MIB)],
     "three that touch": adjacent(0x10_0000, [MIB, 2 * MIB, 4 * MIB]),

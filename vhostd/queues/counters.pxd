@@ -10,7 +10,7 @@ cdef enum:
 cdef enum ring_counter_t:
     C_KICKS = 0  # wake-ups by the kick eventfd
     C_CALLS  # call eventfd written
-    C_CALLS_SUPPRESSED  # batches for which the driver wanted no call
+    C_CALLS_SUPPRESSED  # times that something was published and the driver wanted no call
     C_CHAINS  # chains returned
     C_POLL_HITS  # batches found by polling, without a kick
     C_KICK_RECOVERED  # work found by the late look after falling asleep: the driver missed a fence

@@ -2,11 +2,12 @@
 
 import enum
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from vhostd.atomics cimport load_relaxed_u16, load_acquire_u32
+from vhostd.clock cimport now_ns
 from vhostd.queues.chain cimport CHAIN_INDIRECT_MAX, CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_CHAIN, VQ_E_FAULT
 from vhostd.queues.counters cimport C_CALLS, C_CALLS_SUPPRESSED, Counters, count
@@ -68,7 +69,6 @@ cdef extern from * nogil:
     #include <errno.h>
     #include <fcntl.h>
     #include <stdint.h>
-    #include <time.h>
     #include <unistd.h>
     /* EAGAIN means the counter is full, so that the peer has a call waiting anyway. 0 when the peer had us wait after
        all, until the control thread interrupted us. */
@@ -82,22 +82,16 @@ cdef extern from * nogil:
         if (mode >= 0 && !(mode & O_NONBLOCK))
             fcntl(fd, F_SETFL, mode | O_NONBLOCK);
     }
-    static inline uint64_t monotonic_ns(void) {
-        struct timespec ts;
-        clock_gettime(CLOCK_MONOTONIC, &ts);
-        return (uint64_t) ts.tv_sec * 1000000000 + ts.tv_nsec;
-    }
     """
     int signal_eventfd(int fd)
     void keep_nonblocking(int fd)
-    uint64_t monotonic_ns()
 
 
 cdef void queue_call(queue_t *q) noexcept nogil:
-    cdef uint64_t now
+    cdef int64_t now
     if q.call_fd >= 0:
         # A look at each call would be a third of what a call costs; one that comes late is what the interrupt is for.
-        now = monotonic_ns()
+        now = now_ns()
         if now - q.call_looked > LOOK_NS:
             q.call_looked = now
             keep_nonblocking(q.call_fd)
@@ -106,12 +100,7 @@ cdef void queue_call(queue_t *q) noexcept nogil:
         count(q.counters, C_CALLS, 1)
 
 
-cdef void queue_flush(queue_t *q) noexcept nogil:
-    if load_acquire_u32(q.mem.faulted):
-        # acquire: pairs with the guard's release. What we read may be zeroes that the driver never wrote.
-        if not q.broken:
-            queue_break(q, VQ_E_FAULT)
-        return
+cdef void tell(queue_t *q) noexcept nogil:
     if q.published == q.next_used and q.signalled == q.published:
         return
     split_publish(q)
@@ -121,12 +110,21 @@ cdef void queue_flush(queue_t *q) noexcept nogil:
         count(q.counters, C_CALLS_SUPPRESSED, 1)
 
 
+cdef void queue_flush(queue_t *q) noexcept nogil:
+    if load_acquire_u32(q.mem.faulted):
+        # acquire: pairs with the guard's release. What we read may be zeroes that the driver never wrote.
+        if not q.broken:
+            queue_break(q, VQ_E_FAULT)
+        return
+    tell(q)
+
+
 cdef int queue_flush_early(queue_t *q, int much) noexcept nogil:
     if not much and <uint16_t>(q.next_used - q.published) < FLUSH_EVERY:
         return 0
     if load_acquire_u32(q.mem.faulted):  # acquire: as in queue_flush
         return 0
-    queue_flush(q)
+    tell(q)
     return 1
 
 

@@ -1,6 +1,6 @@
 """The split ring (2.7), device side. One worker owns a queue; no function here takes the GIL."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from vhostd.queues.counters cimport counters_t
 from vhostd.queues.memory cimport memmap_t
@@ -31,7 +31,7 @@ cdef struct queue_t:
     uint32_t in_flight  # chains popped and not yet pushed
     uint32_t hint  # memory_at's memory
     int call_fd  # -1: the driver polls
-    uint64_t call_looked  # when its mode was last looked at, ns
+    int64_t call_looked  # when its mode was last looked at, ns
     int err_fd  # -1: nobody listens
     int broken  # 0, or the code that broke it
 

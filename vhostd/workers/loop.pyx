@@ -6,6 +6,7 @@ from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vhostd.atomics cimport cpu_relax, load_relaxed_u64, store_relaxed_u64
+from vhostd.clock cimport now_ns
 from vhostd.uring.ring cimport (
     Ring, completion_t, uring_bell_off, uring_bell_on, uring_enable, uring_enter, uring_ready, uring_reap,
 )
@@ -27,13 +28,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     int EPOLL_CTL_ADD, EPOLL_CTL_DEL
     uint32_t EPOLLIN, EPOLLET
 
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *ts)
-    int CLOCK_MONOTONIC
-
 cdef extern from "<sys/resource.h>" nogil:
     cdef struct rusage_t "rusage":
         long ru_nivcsw
@@ -48,12 +42,6 @@ cdef enum:
     LISTEN_EVERY = 8  # passes without a sleep between two looks at what else may have come
     CROWD_SLEEPS = 512  # how often it is asked whether others want this core
     CROWD_SWITCHES = 64  # preempted this often in as many sleeps: they do
-
-
-cdef int64_t now_ns() noexcept nogil:
-    cdef timespec ts
-    clock_gettime(CLOCK_MONOTONIC, &ts)
-    return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
 cdef inline void tally(uint64_t *counter) noexcept nogil:

@@ -1,5 +1,6 @@
 """What a worker does when there is nothing to do: it sleeps."""
 
+import asyncio
 import time
 
 import pytest
@@ -47,6 +48,23 @@ async def test_n30_frames_without_buffers_cost_nothing(open_card, wire, features
     guest.post(100, 2048)
     assert [guest.receive().frame[14] for _ in range(48)] == list(range(2, 50))
     assert guest.receive().frame == frame(b"flood", length=100)
+
+
+async def test_the_driver_is_told_within_a_batch(open_card, wire):
+    """2.7.14: a call for each 8 buffers that were used, so that the driver goes on while we do."""
+    card = await open_card()
+    host = wire()
+    (guest,) = await card.start(FULL & ~int(virtio.Feature.EVENT_IDX), enable=False)
+    guest.post(100, 2048)
+    for n in range(64):
+        host.send(frame(bytes([n]), length=100))
+    guest.rx.arm()
+    guest.rx.take_call()
+    await card.enable(0, True)
+    card.wait_for("rx_frames", 64)
+    await asyncio.sleep(0.02)
+    assert 8 <= guest.rx.take_call() <= 10
+    assert [guest.receive().frame[14] for _ in range(64)] == list(range(64))
 
 
 @pytest.mark.parametrize("features", [MODERN, FULL & ~int(virtio.Feature.EVENT_IDX)], ids=["event", "flags"])

@@ -84,7 +84,7 @@ cdef struct blk_handler_t:
     uint32_t parked_count
     uint32_t free_count
     uint32_t cancelling
-    uint64_t held  # bytes transferred since the driver was last told of any
+    uint64_t held  # bytes that were transferred and that the driver has not been told of
 
 
 cdef blk_req_t *request_at(blk_handler_t *b, uint32_t i) noexcept nogil:
@@ -103,7 +103,7 @@ cdef void finish(blk_handler_t *b, blk_req_t *r, uint8_t status, uint32_t writte
     elif status == BLK_S_UNSUPP:
         count(q.counters, C_UNSUPP, 1)
     split_push(q, r.head, written)
-    if r.kind == OP_READ or r.kind == OP_WRITE:
+    if status == BLK_S_OK and (r.kind == OP_READ or r.kind == OP_WRITE):
         b.held += r.len
     if queue_flush_early(q, b.held >= FLUSH_BYTES):
         b.held = 0
@@ -276,7 +276,6 @@ cdef uint32_t blk_run(handler_t *h, uint32_t ready) noexcept nogil:
     cdef uint32_t pending
     cdef int code
     b.engine.size_seen = 0
-    b.held = 0
     if b.parked_count:
         go_on(b)
     if not slot_open(s):
@@ -322,6 +321,11 @@ cdef void blk_complete(handler_t *h, op_t *op, int32_t result) noexcept nogil:
         h.armed = 0
         if split_pending(b.r.slots[0].q):
             h.ready |= READY_AGAIN
+
+
+cdef void blk_flush(handler_t *h) noexcept nogil:
+    (<blk_handler_t *>h).held = 0
+    ringset_flush(h)
 
 
 cdef uint32_t blk_peek(handler_t *h) noexcept nogil:
@@ -399,7 +403,7 @@ cdef class BlockHandler(RingSet):
             b.free[i] = <uint16_t>(REQUESTS_MAX - 1 - i)
         b.free_count = REQUESTS_MAX
         b.r.h.run = blk_run
-        b.r.h.flush = ringset_flush
+        b.r.h.flush = blk_flush
         b.r.h.peek = blk_peek
         b.r.h.arm = blk_arm
         b.r.h.complete = blk_complete

@@ -78,15 +78,3 @@ cdef struct pair_t:
     # transmit
     iovec tx_vec[CHAIN_IOV_MAX + 1]
     uint8_t tx_buffer[BUFFER_LEN]
-
-cdef extern from "<time.h>" nogil:
-    cdef struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *ts)
-    int CLOCK_MONOTONIC
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec ts
-    clock_gettime(CLOCK_MONOTONIC, &ts)
-    return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec

@@ -24,8 +24,9 @@ from vhostd.backends.net.header cimport (
 from vhostd.backends.net.pair cimport (
     BUFFER_LEN, DIRECT_MAX, FRAME_AT, HELD_MAX, N_RX_BAD_BUFFERS, N_RX_BYTES, N_RX_DELAYED, N_RX_DROPPED, N_RX_ERRORS,
     N_RX_FRAMES, N_RX_MERGED, N_RX_NO_BUFFER, PATIENCE_NS, PATIENCE_STEP_NS, POOL, RX, TURN, WIDE_FOR,
-    held_t, now_ns, pair_t,
+    held_t, pair_t,
 )
+from vhostd.clock cimport now_ns
 from vhostd.queues.chain cimport CHAIN_IOV_MAX, chain_t, chain_walk
 from vhostd.queues.codes cimport VQ_E_FAULT, VQ_EMPTY
 from vhostd.queues.counters cimport count

@@ -135,7 +135,9 @@ class ChainQueue:
             if self._thread is None:
                 self._thread = here
             elif self._thread != here:
-                raise LocalProtocolError(f"ring: thread {self._thread} has it, and thread {here} uses it")
+                raise LocalProtocolError(
+                    f"ring: thread {self._thread} has it, and thread {here} uses it: hand_over() first"
+                )
 
     @property
     def free(self) -> int:
