@@ -48,7 +48,7 @@ def test_what_was_started_ends_with_it(verb: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vhostd.cli.main", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path)
     assert process.stdout is not None
-    sign, times = {"bench": (b"round 1", 1), "check": (b"front-end gone", 20)}[verb]
+    sign, times = {"bench": (b"round 1", 1), "check": (b"front-end gone", 8)}[verb]
     for line in process.stdout:
         times -= sign in line
         if not times:

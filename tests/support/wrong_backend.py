@@ -108,7 +108,7 @@ class Session:
             for fd in fds:
                 os.close(fd)
         if "dies" in self.wrong:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGABRT)
         if "wedges" in self.wrong:
             time.sleep(3600)
         if "spins" in self.wrong:
