@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / ".build"  # of the editable install, by ./run build
+BUILD = ROOT / Path(sys.prefix).name.replace(".venv", ".build")  # of the editable install, as ./run has them
 BUILD_SECONDS = 600
 TEST_SECONDS = 120
 
