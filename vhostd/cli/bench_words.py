@@ -125,7 +125,7 @@ def _add_compare(made: Parser) -> None:
     add("--precision", type=_percent, default=5, metavar="PERCENT",
         help="with 3 rounds or more: up to 5 times as many, until the ratio is known so well [5]")  # fmt: skip
     add("--max-steal", type=_percent, default=2, metavar="PERCENT",
-        help="a round during which the host took more of the machine is done again, 8 times in all [2]")  # fmt: skip
+        help="a round during which the host took more of the machine is done again, 4 times in all [2]")  # fmt: skip
     add("--cache", choices=["hot", "cold"], default="hot", help="the image in the page cache before each round [hot]")
     add("--folios", choices=["small", "large"], default="small", help="how it lies there [small]")
     add("--image", type=Path, metavar="FILE", help="the image; what writes overwrites it [made, and removed]")

@@ -24,7 +24,7 @@ from vhostd.driver.load.measure import Measurement, Settings, free_cpus, measure
 from vhostd.driver.load.medium import Medium
 from vhostd.driver.load.suite import Row
 
-TRIES = 8  # of a round that the host disturbs
+TRIES = 4  # of a round that the host disturbs
 ROUNDS_TIMES = 5  # so many times as many rounds as were asked for, at most, where the ratio is not yet known
 CONFIDENCE = 0.95
 
