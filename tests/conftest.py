@@ -1,4 +1,7 @@
-"""What holds for all tests: where everything can run, nothing is skipped."""
+"""What holds for all tests: where everything can run, nothing is skipped.
+
+A run that is of something else, of sanitizers or of another back-end, leaves out what is marked as no part of it.
+"""
 
 import os
 
@@ -8,8 +11,14 @@ AS_ROOT = "needs root: namespaces, taps, a systemd of its own, the descriptors o
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `root` for everybody else."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is no part of this run, and skip what is marked `root` for everybody else."""
+    absent = ["unsanitized"] * ("VHOSTD_SANITIZED" in os.environ)
+    absent += ["ours"] * (os.environ.get("VHOSTD_PEER", "vhostd") != "vhostd")
+    out = [item for item in items if any(item.get_closest_marker(name) for name in absent)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in out]
     if os.geteuid() != 0:
         for item in items:
             if item.get_closest_marker("root"):

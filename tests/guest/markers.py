@@ -1,8 +1,6 @@
-"""What only our own back-end is asked for."""
+"""What every disk is tried with: the modern interface and the legacy one."""
 
 import pytest
 
-from tests.guest.peers import PEER
-
-ours = pytest.mark.skipif(PEER != "vhostd", reason="qemu-storage-daemon does otherwise")
-both = pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=ours)], ids=["modern", "legacy"])
+LEGACY = pytest.mark.ours("it says so itself: 'virtio legacy devices aren't supported by libvhost-user'")
+both = pytest.mark.parametrize("legacy", [False, pytest.param(True, marks=LEGACY)], ids=["modern", "legacy"])

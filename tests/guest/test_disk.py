@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.lab import MIB, Lab, file_digest, pattern, settle, sha256, wait_in
-from tests.guest.markers import both, ours
+from tests.guest.markers import LEGACY, both
 from tests.guest.peers import counters
 from vhostd.demo.programs import output_of
 
@@ -72,7 +72,7 @@ async def test_four_queues_serve_four_cpus(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("legacy", "queues"),
-    [(False, 1), (False, 4), pytest.param(True, 1, marks=ours)],
+    [(False, 1), (False, 4), pytest.param(True, 1, marks=LEGACY)],
     ids=["modern", "four-queues", "legacy"],
 )
 async def test_ext4_is_made_filled_remounted_and_clean(lab: Lab, legacy: bool, queues: int) -> None:
@@ -129,7 +129,7 @@ async def test_write_zeroes_with_and_without_unmap(lab: Lab) -> None:
     assert image.stat().st_blocks <= before - 4 * MIB // 512 + SLACK
 
 
-@ours
+@pytest.mark.ours("it counts nothing that we could ask for")
 async def test_fsync_reaches_the_disk_as_a_flush(lab: Lab) -> None:
     """5.2.6: with a write-back cache the guest flushes: fsync in the guest is a flush here."""
     image = lab.image(8)
@@ -155,7 +155,7 @@ async def test_a_read_only_disk_stays_as_it_was(lab: Lab) -> None:
     assert file_digest(image) == before
 
 
-@ours
+@pytest.mark.ours("its exports have no serial")
 async def test_the_guest_sees_the_serial(lab: Lab) -> None:
     """5.2.6: VIRTIO_BLK_T_GET_ID: up to 20 bytes, with no NUL when all are used."""
     guest = await lab.guest(await lab.disk(lab.image(1), serial="VH-0123456789abcdef_"))
@@ -190,7 +190,6 @@ async def test_a_disk_is_there_at_boot_on_q35(lab: Lab) -> None:
     assert await guest.guest.digest("/dev/vda") == file_digest(image)
 
 
-@ours
 async def test_stop_and_cont_lose_nothing(lab: Lab) -> None:
     """vhost-user, "Ring states": the front-end stops the rings with requests in flight and starts them again."""
     image = lab.image(16)

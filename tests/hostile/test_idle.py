@@ -61,7 +61,7 @@ def silence(target):
     return used
 
 
-@pytest.mark.skipif("VHOSTD_SANITIZED" in os.environ, reason="sanitizers cost memory of their own")
+@pytest.mark.unsanitized("their shadow memory counts as the daemon's")
 def test_the_memory_of_one_device(own):
     """RSS with a guest that has read and written through every ring."""
     target = own()

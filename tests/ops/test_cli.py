@@ -343,7 +343,7 @@ class TestConventions:
         assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.skipif("VHOSTD_SANITIZED" in os.environ, reason="sanitizers cost memory and time of their own")
+@pytest.mark.unsanitized("their shadow memory and their start count as the daemon's")
 def test_a_device_is_small_and_starts_quickly(start: Start, image: Path) -> None:
     """At most 35 MiB; 0.25 s from start to ready is four times what an interpreter with asyncio takes, in CPU time."""
     took: list[float] = []

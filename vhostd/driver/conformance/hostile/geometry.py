@@ -14,6 +14,7 @@ from vhostd.driver.conformance.hostile.tools import (
     attempt,
     config,
     descriptor,
+    held_to_refusal,
     held_to_telling,
     how_told,
     refuses,
@@ -169,13 +170,7 @@ def _refuses_to_start(check: Check, guest: Guest, **areas: int) -> None:
         if said != OF_END:
             held_to_telling(check, said, "an answer that says no, or the end of the connection")
         return
-    _no(check, word)
-
-
-def _no(check: Check, word: str) -> None:
-    """Hold the back-end to having said no, see `attempt`."""
-    fault = Fault.WEDGE if word == "silent" else Fault.WRONG_ANSWER
-    check.expect(word in {"refused", "closed"}, "an answer that says no, or the end of the connection", word, fault)
+    held_to_refusal(check, word)
 
 
 @case(
@@ -194,7 +189,7 @@ def a_size_that_no_ring_has(check: Check, num: int) -> None:
         if word == "done":
             _refuses_to_start(check, guest)
             return
-        _no(check, word)
+        held_to_refusal(check, word)
 
 
 @case("HOST-S56", RINGS, marks=HOSTILE, timeout=30)

@@ -84,7 +84,11 @@ def attempt(
 
 def refuses(check: Check, frontend: Frontend, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
     """Hold the back-end to saying no, or closing the connection."""
-    word = attempt(frontend, request, payload, fds)
+    held_to_refusal(check, attempt(frontend, request, payload, fds))
+
+
+def held_to_refusal(check: Check, word: str) -> None:
+    """Hold the back-end to having said no, or closed the connection, in an attempt that ended in `word`."""
     fault = Fault.WEDGE if word == "silent" else Fault.WRONG_ANSWER
     check.expect(word in {"refused", "closed"}, "an answer that says no, or the end of the connection", word, fault)
 
