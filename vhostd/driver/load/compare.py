@@ -26,6 +26,7 @@ from vhostd.driver.load.suite import Row
 
 TRIES = 4  # of a round that the host disturbs
 ROUNDS_TIMES = 5  # so many times as many rounds as were asked for, at most, where the ratio is not yet known
+ROUNDS_TOLD = 3  # who asks for fewer wants a quick look
 CONFIDENCE = 0.95
 
 
@@ -41,11 +42,16 @@ class Care:
     precision: float = 0.0
     max_steal: float = 1.0
 
+    @property
+    def most(self) -> int:
+        """Rounds at the most."""
+        return self.rounds * (ROUNDS_TIMES if self.precision and self.rounds >= ROUNDS_TOLD else 1)
+
     def suffices(self, number: int, ratio: "Ratio | None") -> bool:
         """Whether a row is known well enough after so many rounds."""
         if number < self.rounds:
             return False
-        if not self.precision or self.rounds < 3 or ratio is None or number >= ROUNDS_TIMES * self.rounds:
+        if ratio is None or number >= self.most:
             return True
         return ratio.doubt is not None and ratio.doubt <= self.precision
 
@@ -164,7 +170,8 @@ def compare(
         missing: list[str] = []
         for number in itertools.count(1):
             for entrant in entrants:
-                say(f"{row.job.name}: round {number} of {max(number, care.rounds)}, {entrant.name}")
+                of = f"{care.rounds} to {care.most}" if care.most > care.rounds else f"{care.rounds}"
+                say(f"{row.job.name}: round {number} of {of}, {entrant.name}")
                 one = calm(functools.partial(_once, entrant, row, medium, settings, folder), care.max_steal)
                 if one is not None:
                     found.setdefault(entrant.name, []).append(one)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from vhostd.driver.conformance.case import BLOCK, Mark, RingFeature, case
 from vhostd.driver.conformance.check import ALL_FEATURES, Check, Guest
 from vhostd.driver.conformance.hostile.attacks import DATA_LEN, FAR, INDIRECT, NEXT, SIZE, WRITE, Part, Prepared
-from vhostd.driver.conformance.hostile.tools import header_of, held_to_telling, how_told
+from vhostd.driver.conformance.hostile.tools import header_of, held_to_telling, held_to_undone, how_told
 from vhostd.driver.ring_memory import Packed
 from vhostd.spec.blk import StatusByte
 
@@ -104,8 +104,7 @@ def returned_or_told(check: Check, attack: Attack) -> None:
         if ring.used() is None:
             held_to_telling(check, said, "the chain to be given back undone")
             return
-        check.expect(ring.arena.read(ring.status, 1)[0] != StatusByte.OK, "no status OK", "status OK")
-        check.equal(ring.arena.read(ring.data, DATA_LEN), before, "the data as it was,")
+        held_to_undone(check, ring, before)
 
 
 BREAKS: dict[str, Attack] = {

@@ -25,7 +25,7 @@ from vhostd.driver.conformance.hostile.attacks import (
     RawRing,
     tabled,
 )
-from vhostd.driver.conformance.hostile.tools import header_of, held_to_telling, how_told
+from vhostd.driver.conformance.hostile.tools import header_of, held_to_telling, held_to_undone, how_told
 from vhostd.spec.blk import StatusByte
 
 HOSTILE = [Mark.HOSTILE]
@@ -76,8 +76,7 @@ def returned_or_told(check: Check, attack: Attack, features: int = ALL_FEATURES)
             ring.told(said, "the chain to be given back undone")
             return
         check.expect(ring.used() == 1, "one used element", f"{ring.used()}")
-        check.expect(ring.arena.read(ring.status, 1)[0] != StatusByte.OK, "no status OK", "status OK")
-        check.equal(ring.arena.read(ring.data, DATA_LEN), before, "the data as it was,")
+        held_to_undone(check, ring, before)
 
 
 def served_or_told(check: Check, attack: Attack, features: int = ALL_FEATURES) -> None:

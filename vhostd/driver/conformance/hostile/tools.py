@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from vhostd.driver.conformance.check import Check, Guest
+from vhostd.driver.conformance.hostile.attacks import Prepared
 from vhostd.driver.conformance.verdict import Fault
 from vhostd.driver.frontend import Frontend
 from vhostd.driver.virtqueue import Virtqueue
 from vhostd.errors import DeviceGone, DeviceTimeout
 from vhostd.protocol.rules import RULES, ReplyKind
-from vhostd.spec.blk import Request
+from vhostd.spec.blk import Request, StatusByte
 from vhostd.spec.vhost_user import FLAG_NEED_REPLY, FLAG_REPLY, VERSION, FrontendRequest, ProtocolFeature
 from vhostd.spec.virtio import Status
 
@@ -132,6 +133,12 @@ def held_to_telling(check: Check, said: str, otherwise: str = "") -> None:
         "only that the connection ended" if said else f"nothing in {check.timeout:g} s, and no used element",
         Fault.SILENT_RING_ERROR,
     )
+
+
+def held_to_undone(check: Check, chain: Prepared, before: bytes) -> None:
+    """Hold the back-end to having done nothing of a chain that it has given back; `before` is what its data held."""
+    check.expect(chain.arena.read(chain.status, 1)[0] != StatusByte.OK, "no status OK", "status OK")
+    check.equal(chain.arena.read(chain.data, len(before)), before, "the data as it was,")
 
 
 @contextlib.contextmanager
