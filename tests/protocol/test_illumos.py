@@ -176,16 +176,23 @@ def test_illumos_10012_two_disks_are_not_one(maker, tmp_path):
 
 
 @VHOSTD
-@pytest.mark.parametrize("poll", ["0", "200"], ids="poll-{}us".format)
+@pytest.mark.parametrize("poll", ["0", "1000", "10000"], ids="poll-{}us".format)
 def test_illumos_R2_60_without_a_fence(start, poll):
     """R2.60: the index becomes visible after the flag was read, so the kick is missing; the request is served."""
     disk = start(options=["--poll-us", poll])
+    deadline = time.monotonic() + 60
     with boot(disk.socket, IllumosGuest("block", 2026, "modern", fence=False)) as attached:
-        driver = attached.disk
-        for n in range(100):
-            assert driver.read(n, 512) == pattern(512 * n, 512)
-        if poll != "0":
-            assert attached.rings[0].kicks_withheld > 0, "no kick was ever missing"
+        driver, ring = attached.disk, attached.rings[0]
+        served = 0
+        # The worker polls, and so wants no kick, only where requests come within the time it may poll: on a busy
+        # machine not the first hundred need do so.
+        while served < 100 or (poll != "0" and ring.kicks_withheld < 3):
+            assert time.monotonic() < deadline, f"of {served} kicks {ring.kicks_withheld} were missing"
+            assert driver.read(served % 2048, 512) == pattern(512 * (served % 2048), 512)
+            served += 1
+            if served % 2:
+                # A kick for what has been served already wakes the worker as soon as it sleeps: that is no late look.
+                os.eventfd_write(ring.kick_fd.number, 1)
 
 
 @VHOSTD

@@ -8,7 +8,7 @@ DOORS     One: the mailbox, a queue of (function, target, argument) that the wor
 FAIRNESS  A pass gives every ready handler one bounded turn; then completions; then mail; then the next pass. Where
           there is always more to do, every eighth pass also hears what has come for the others.
 WAITING   Before it sleeps a worker looks again for up to `poll_ns` (adaptive, 0: never), then has each handler ask for
-          its notifications and look once more. It sleeps without a time-out, except once for 2 ms after work, for
+          its notifications and look once more. It sleeps without a time-out, except once for 2 ms after that, for
           drivers that miss a fence. An idle worker does not wake.
 FAILURE   A worker cannot fail: a handler answers codes, and what goes wrong is reported by mail.
 NOT HERE  What a kick means. The room knows no virtio.

@@ -13,7 +13,7 @@ cdef enum:
 # Counted by the worker with relaxed stores.
 cdef struct worker_counters_t:
     uint64_t wakeups  # returns of epoll_wait
-    uint64_t late_looks  # of those, the one look after a silence
+    uint64_t late_looks  # looks that were owed since notifications were asked for
     uint64_t passes
     uint64_t polls  # times it polled before sleeping
     uint64_t poll_hits
@@ -28,8 +28,9 @@ cdef struct worker_t:
     mail_t later[LATER_MAX]  # mails whose function said MAIL_LATER
     uint32_t later_count
     uint32_t quit
-    uint32_t look_late
+    uint32_t look_late  # a look is owed
     int64_t late_at  # when, by the monotonic clock
+    int64_t asked_at  # when a handler asked for notifications last
     uint32_t crowded  # others want this core: no polling until the next count
     uint32_t silent_fds  # watched ones whose handler's peek cannot see what they would tell; its handlers count them
     int64_t poll_max_ns

@@ -36,7 +36,8 @@ cdef extern from "<sys/resource.h>" nogil:
 
 cdef enum:
     EVENTS = 64
-    LATE_MS = 2
+    LATE_MS = 2  # from asking for notifications to a look whether a driver without a fence missed it
+    LATE_NS = LATE_MS * 1000000
     POLL_START_NS = 4000  # what a poll that had shrunk to nothing grows from
     REAP = 64
     LISTEN_EVERY = 8  # passes without a sleep between two looks at what else may have come
@@ -217,14 +218,21 @@ cdef int ask_for_notifications(worker_t *w) noexcept nogil:
     cdef handler_t *h
     cdef uint32_t i, bits
     cdef int again = 0
+    cdef int asked = 0
     for i in range(w.handler_count):
         h = w.handlers[i]
         if not h.armed:
             h.armed = 1
+            asked = 1
             bits = h.arm(h)
             if bits:
                 h.ready |= bits
                 again = 1
+    if asked:
+        w.asked_at = now_ns()
+        if not w.look_late:
+            w.look_late = 1
+            w.late_at = w.asked_at + LATE_NS
     if w.uring != NULL and uring_bell_on(w.uring):
         again = 1
     return again
@@ -244,9 +252,6 @@ cdef void serve(worker_t *w) noexcept nogil:
         worked = one_pass(w)
         if mailbox_waiting(w.mailbox) or w.later_count:
             deliver(w)
-        if worked and not w.look_late:
-            w.look_late = 1
-            w.late_at = now_ns() + LATE_MS * 1000000
         if any_ready(w) or mailbox_waiting(w.mailbox) or (w.uring != NULL and w.uring.prepared and worked):
             continue
         if w.poll_now_ns > 0:
@@ -262,11 +267,21 @@ cdef void serve(worker_t *w) noexcept nogil:
 
 
 cdef void look_when_due(worker_t *w) noexcept nogil:
-    """The look that is owed some time after work, whether or not something else woke us first."""
-    if w.look_late and now_ns() >= w.late_at:
-        w.look_late = 0
-        tally(&w.counters.late_looks)
-        look_around(w, READY_LATE)
+    """The look that is owed some time after we asked for notifications, whether or not something else woke us first.
+
+    Who asked less than that time ago is owed another: his driver may have read the flag before he cleared it, and its
+    index may not be out yet. Looks are not put off by that: a busy queue must not keep another's missed kick waiting.
+    """
+    cdef int64_t now
+    if not w.look_late:
+        return
+    now = now_ns()
+    if now < w.late_at:
+        return
+    w.late_at = w.asked_at + LATE_NS
+    w.look_late = now < w.late_at
+    tally(&w.counters.late_looks)
+    look_around(w, READY_LATE)
 
 
 cdef void adapt(worker_t *w, int64_t slept_ns) noexcept nogil:

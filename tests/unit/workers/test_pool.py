@@ -60,7 +60,7 @@ async def test_an_idle_worker_does_not_wake(pool, disk):
     """DESIGN 10: zero wake-ups when idle, also with a ring started."""
     ring = FakeRing()
     worker, handler, kick = await start(pool, disk, ring)
-    await asyncio.sleep(0.05)  # the one late look after work
+    await asyncio.sleep(0.05)  # the one late look after it asked
     before = switches(0)
     wakeups = worker.loop.counters()["wakeups"]
     await asyncio.sleep(0.3)

@@ -24,6 +24,8 @@ DESC_LEN = 16
 NO_INTERRUPT = 1  # avail.flags
 NO_NOTIFY = 1  # used.flags
 PAGE_LEN = 4096
+POLL_MAX = 0.02  # seconds a device may look for work before it asks for kicks; what polls for ever is not waited for
+STORE_BUFFER_MAX = 0.0005  # seconds; a device looks again 1 ms or more after it asked for kicks (R2.60-D)
 _DESC = struct.Struct("<QIHH")
 
 
@@ -223,17 +225,29 @@ class Ring:
                 pass
             quiet = self._used[0] & NO_NOTIFY
         else:
-            quiet = self._used[0] & NO_NOTIFY
-            # The store waits in its buffer, here until the device has gone to sleep on what it last saw.
-            deadline = time.monotonic() + 0.002
-            while quiet and self._used[0] & NO_NOTIFY and time.monotonic() < deadline:
-                pass
-            self._avail[1] = self._avail_idx
+            quiet = self._flag_before_index()
         if quiet:
             self.kicks_withheld += 1
         elif self.kicking:
             self.kicks += 1
             os.eventfd_write(self.kick_fd.number, 1)
+
+    def _flag_before_index(self) -> int:
+        """Make the index visible as a processor may that has no fence between: after it read the flag, which returns.
+
+        The store waits in its buffer, here until the device has gone to sleep on what it last saw. No store buffer
+        outlives an interrupt, though: had we been kept off the processor, the flag would be read anew.
+        """
+        until = time.monotonic() + POLL_MAX
+        seen = time.monotonic()
+        quiet = self._used[0] & NO_NOTIFY
+        while quiet:
+            looked = time.monotonic()
+            if not self._used[0] & NO_NOTIFY or looked > until:
+                break
+            seen = looked
+        self._avail[1] = self._avail_idx
+        return quiet if time.monotonic() - seen < STORE_BUFFER_MAX else 0
 
     def reap(self) -> list[tuple[Chain, int]]:
         """Return the chains that came back, with the length the device says it wrote.
