@@ -23,6 +23,7 @@ QUEUES = "tests/unit/queues"
 RINGS = "tests/unit/queues tests/protocol/test_rings.py"
 BLOCK = "tests/protocol/test_block.py tests/hostile/test_block.py"
 NET = "tests/unit/net"
+LATE = "tests/unit/workers tests/protocol/test_illumos.py"
 PROTOCOL = "tests/unit/protocol tests/protocol/test_negotiation.py tests/protocol/test_life.py"
 
 SPLIT = "vhostd/queues/split.pyx"
@@ -37,6 +38,7 @@ TX = "vhostd/backends/net/tx.pyx"
 SESSION = "vhostd/protocol/backend_session.py"
 VRING = "vhostd/protocol/vring.py"
 DEVICE = "vhostd/devices/device.py"
+LOOP = "vhostd/workers/loop.pyx"
 
 MUTANTS = [
     # The split ring (virtio 2.7).
@@ -494,6 +496,31 @@ MUTANTS = [
         "            self.kick_set = self.was_enabled = self.enabled = False\n        elif event is Event.RESET:",
         '"Ring states": enabled is kept whatever else happens to the ring',
         PROTOCOL,
+    ),
+    # The workers.
+    Mutant(
+        "no-late-look",
+        LOOP,
+        "    look_around(w, READY_LATE)\n",
+        "",
+        "2.7.13.4.1: a driver without its fence is found by a look some time after",
+        LATE,
+    ),
+    Mutant(
+        "late-look-used-up",
+        LOOP,
+        "    w.look_late = now < w.late_at\n",
+        "    w.look_late = 0\n",
+        "2.7.13.4.1: that look is owed since notifications were asked for, whatever woke the worker",
+        LATE,
+    ),
+    Mutant(
+        "first-queue-only",
+        LOOP,
+        "        if passes % LISTEN_EVERY == 0:\n",
+        "        if passes == 0:\n",
+        "2.7.10: a queue that never runs dry does not keep the others' notifications from being heard",
+        "tests/protocol/test_fairness.py",
     ),
     # The connection.
     Mutant(

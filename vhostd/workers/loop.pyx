@@ -246,9 +246,10 @@ cdef void serve(worker_t *w) noexcept nogil:
     while not w.quit:
         passes += 1
         if passes % LISTEN_EVERY == 0:
-            # A ring that never runs dry would keep us here: the others' kicks, taps and missed kicks have their turn.
+            # A ring that never runs dry would keep us here. The others' kicks and taps have their turn, and what they
+            # bring without one: a handler that does not rest has not asked for kicks, for none of its rings.
             take_events(w, 0)
-            look_when_due(w)
+            look_around(w, READY_POLL)
         worked = one_pass(w)
         if mailbox_waiting(w.mailbox) or w.later_count:
             deliver(w)
