@@ -20,7 +20,7 @@ def test_a_ring_that_never_runs_dry_leaves_others_their_turn(image, tmp_path, ai
             def hammer():
                 busy.set()
                 block_load(
-                    session.queues[0], depth=64, block_len=512, disk_len=1 << 20, poll=True, duration_ns=1_500_000_000
+                    session.queues[0], depth=256, block_len=512, disk_len=1 << 20, poll=True, duration_ns=1_500_000_000
                 )
                 busy.clear()
 
