@@ -1,6 +1,7 @@
 """bench: drives any back-end with load, one on a socket, or several that it starts itself."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from vhostd.cli import bench_words
 from vhostd.cli.flags import UsageError
 from vhostd.cli.signals import sigterm_as_interrupt
 from vhostd.driver.load import calibrate, document, plot, tables
+from vhostd.driver.load.awake import awake
 from vhostd.driver.load.compare import Care, compare
 from vhostd.driver.load.errors import BenchError
 from vhostd.driver.load.measure import Settings, measure
@@ -33,7 +35,7 @@ def main(words: list[str]) -> int:
     if found.realtime:
         _become_realtime()
     # What is started on the way, back-ends or strace, is to be ended on the way out.
-    with sigterm_as_interrupt():
+    with sigterm_as_interrupt(), awake() if found.awake else contextlib.nullcontext():
         return _measure(found, several=several)
 
 

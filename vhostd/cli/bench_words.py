@@ -44,6 +44,11 @@ def parser() -> Parser:
     add("--cpus", type=_cpus, default=None, metavar="N,N", help="cores of the generator [any; the first, to compare]")
     add("--realtime", action="store_true", help="run in SCHED_RR, back-ends that are started here too (CAP_SYS_NICE)")
     add(
+        "--awake",
+        action="store_true",
+        help="let no processor sleep meanwhile: waking one costs the same each time (root)",
+    )
+    add(
         "--syscalls",
         choices=["auto", "perf", "strace", "off"],
         default="auto",
