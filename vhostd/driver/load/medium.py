@@ -24,17 +24,18 @@ class Medium:
 
         ext4 caches what is written in one go in large folios, and walks all their buffer heads on each small write:
         an image that was just installed is slow to write through read and write calls. Folios stay what they are
-        until the cache is dropped, so a hot image is laid out again only for another state.
+        until the cache is dropped, so a hot image is laid out again only for another state. What the round before has
+        written is on the disk in any case: else it would be written during the next one, who would pay for it.
         Raises BenchError when the image cannot be written.
         """
-        if self._state == (cache, folios) and cache == "hot":
-            return
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise BenchError(f"{self.path}: {error.strerror}; name a file to write with --image") from error
         try:
-            self._lay_out(fd, cache, folios)
+            os.fsync(fd)
+            if self._state != (cache, folios) or cache == "cold":
+                self._lay_out(fd, cache, folios)
         except OSError as error:
             raise BenchError(f"{self.path}: {error.strerror}; choose another --dir or --image-size") from error
         finally:
