@@ -12,7 +12,7 @@ cdef enum ring_counter_t:
     C_CALLS  # call eventfd written
     C_CALLS_SUPPRESSED  # times that something was published and the driver wanted no call
     C_CHAINS  # chains returned
-    C_POLL_HITS  # batches found by polling, without a kick
+    C_POLL_HITS  # batches found by looking, before a kick was heard
     C_KICK_RECOVERED  # work found by the late look after falling asleep: the driver missed a fence
     C_RING_ERRORS
     C_OWN  # first counter of the device type

@@ -6,7 +6,7 @@ OWNERS    A worker thread owns its epoll set, its io_uring and every handler it 
 DOORS     One: the mailbox, a queue of (function, target, argument) that the worker calls between two batches, and a
           queue of answers back. A function that cannot finish yet (a drain) is called again after each batch.
 FAIRNESS  A pass gives every ready handler one bounded turn; then completions; then mail; then the next pass. Where
-          there is always more to do, every eighth pass also hears what has come for the others.
+          there is always more to do, every eighth pass also hears, and looks for, what has come to the others.
 WAITING   Before it sleeps a worker looks again for up to `poll_ns` (adaptive, 0: never), then has each handler ask for
           its notifications and look once more. It sleeps without a time-out, except once for 2 ms after that, for
           drivers that miss a fence. An idle worker does not wake.

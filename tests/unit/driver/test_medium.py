@@ -47,7 +47,7 @@ def test_a_cold_image_is_dropped_each_time(tmp_path, calls):
     for _ in range(2):
         calls.clear()
         medium.prepare("cold", "small")
-        assert [say for say, _ in calls] == ["synced", "synced", "advised"]
+        assert [say for say, _ in calls] == ["synced", "advised"]
 
 
 def test_it_is_laid_out_anew_for_another_state(tmp_path, calls):

@@ -33,6 +33,7 @@ class Medium:
         except OSError as error:
             raise BenchError(f"{self.path}: {error.strerror}; name a file to write with --image") from error
         try:
+            self._fill(fd)
             os.fsync(fd)
             if self._state != (cache, folios) or cache == "cold":
                 self._lay_out(fd, cache, folios)
@@ -42,12 +43,13 @@ class Medium:
             os.close(fd)
         self._state = (cache, folios)
 
-    def _lay_out(self, fd: int, cache: str, folios: str) -> None:
+    def _fill(self, fd: int) -> None:
         if self.made and os.fstat(fd).st_size != self.length:
             for offset in range(0, self.length, _PIECE_LEN):
                 os.pwrite(fd, os.urandom(min(_PIECE_LEN, self.length - offset)), offset)
         self.length = os.fstat(fd).st_size
-        os.fsync(fd)
+
+    def _lay_out(self, fd: int, cache: str, folios: str) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         if cache == "cold":
             return
